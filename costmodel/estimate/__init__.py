@@ -1,0 +1,222 @@
+"""Policy → Estimate: what a policy costs on a machine, evaluated from the formulation's own formulas."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing
+
+from costmodel.errors import InputError
+from costmodel.formulations import get
+from costmodel.formulations.base import LINKS, RESOURCES, Case, Formulation, Shape, Stage, Switches, amounts_of
+from costmodel.hardware import Hardware, Link, Links, Quantity
+from costmodel.model import ModelSpec
+from costmodel.policy import TIERS, Policy
+from costmodel.workload import Workload
+
+FloatArray = np.typing.NDArray[np.float64]
+
+PHASES = ("prefill", "decode")
+
+FIT_TOLERANCE = 1e-6
+"""Relative excess over a limit that still counts as fitting: the LP solver's own tolerance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Predicted cost of one policy; a Measurement has the same fields.
+
+    Seconds are for one block; ``busy_s[phase][resource]`` are busy seconds, ``bytes_moved[link]`` bytes
+    of one block; ``peak_bytes`` and ``limit_bytes`` are by tier. With a given number of prompts,
+    ``blocks`` blocks run one after another, the last one possibly short but charged in full, and
+    ``throughput_tok_per_s`` is the whole job's.
+    """
+
+    prefill_s: float
+    decode_s: float
+    latency_s: float
+    throughput_tok_per_s: float
+    decode_throughput_tok_per_s: float | None
+    blocks: int | None
+    job_s: float | None
+    peak_bytes: dict[str, float]
+    limit_bytes: dict[str, float]
+    bytes_moved: dict[str, float]
+    busy_s: dict[str, dict[str, float]]
+    feasible: bool
+    violations: tuple[str, ...]
+
+    @property
+    def bottleneck(self) -> dict[str, str]:
+        """The busiest resource of each phase; idle phases (nothing to decode) are left out."""
+        return {
+            phase: max(busy, key=lambda resource: busy[resource]) for phase, busy in self.busy_s.items() if any(busy.values())
+        }
+
+    def busy_share(self, phase: str) -> dict[str, float]:
+        """Busy seconds of each resource as a share of the phase."""
+        seconds = self.prefill_s if phase == "prefill" else self.decode_s
+        return {r: (busy / seconds if seconds else 0.0) for r, busy in self.busy_s[phase].items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented JSON form."""
+        keys = ("prefill_s", "decode_s", "latency_s", "throughput_tok_per_s", "decode_throughput_tok_per_s")
+        optional = {name: getattr(self, name) for name in ("blocks", "job_s") if getattr(self, name) is not None}
+        return {
+            **{name: getattr(self, name) for name in keys},
+            **optional,
+            "peak_bytes": self.peak_bytes,
+            "limit_bytes": self.limit_bytes,
+            "bytes_moved": self.bytes_moved,
+            "feasible": self.feasible,
+            "violations": list(self.violations),
+            "bottleneck": self.bottleneck,
+            "resources": {
+                phase: {r: {"busy_s": self.busy_s[phase][r], "busy_share": share[r]} for r in RESOURCES}
+                for phase in PHASES
+                for share in [self.busy_share(phase)]
+            },
+        }
+
+
+def estimate(
+    policy: Policy,
+    *,
+    hardware: Hardware,
+    model: ModelSpec,
+    workload: Workload | None = None,
+    formulation: str = "roofline",
+    usable_fraction: float | None = None,
+    decode_contexts: Literal["every step", "first step"] = "every step",
+) -> Estimate:
+    """Predict the cost of ``policy``; one that does not fit is estimated all the same and says so.
+
+    ``decode_contexts="first step"`` repeats the first decode step, as some published figures do.
+    Raises :class:`InputError` for switches or workloads that the formulation cannot represent.
+    """
+    workload = workload or Workload()
+    chosen = get(formulation)
+    check_workload(chosen, hardware, model, workload)
+    refusal = chosen.refusal(Switches.of(policy), hardware)
+    if refusal:
+        raise InputError(refusal)
+    if not chosen.activations_on_disk and policy.activations.disk > 0:
+        raise InputError(f"activations.disk is {policy.activations.disk:g}: the {chosen.name} formulation keeps none on disk")
+    contexts = chosen.decode_contexts(workload)
+    if decode_contexts == "first step":
+        contexts = [(workload.prompt_len + 1.0, workload.gen_len - 1)] if contexts else []
+    return evaluate(chosen, case_of(policy, hardware, model, workload), policy, usable_fraction, contexts)
+
+
+def check_workload(formulation: Formulation, hardware: Hardware, model: ModelSpec, workload: Workload) -> None:
+    """Raise :class:`InputError` for a sequence beyond the model's positions or the formulation's reach."""
+    if model.max_positions is not None and workload.total_len > model.max_positions:
+        raise InputError(
+            f"prompt_len {workload.prompt_len} + gen_len {workload.gen_len} = {workload.total_len} tokens: "
+            f"model {model.name!r} has {model.max_positions} positions"
+        )
+    formulation.check(hardware, model, workload)
+
+
+def case_of(policy: Policy, hardware: Hardware, model: ModelSpec, workload: Workload) -> Case:
+    """The formulas' inputs for one policy."""
+    shape = Shape.exactly(policy.gpu_batch_size, policy.num_gpu_batches)
+    return Case(hardware=hardware, model=model, workload=workload, switches=Switches.of(policy), shape=shape)
+
+
+def limits_of(hardware: Hardware, formulation: Formulation, usable_fraction: float | None) -> dict[str, float]:
+    """Usable bytes by tier."""
+    fraction = formulation.default_usable_fraction if usable_fraction is None else usable_fraction
+    if not 0 < fraction <= 1:
+        raise InputError(f"usable_fraction is {fraction:g}: it must lie in (0, 1]")
+    return {tier: capacity * fraction for tier, capacity in hardware.capacity_bytes.items()}
+
+
+def evaluate(
+    formulation: Formulation,
+    case: Case,
+    policy: Policy,
+    usable_fraction: float | None,
+    contexts: list[tuple[float, int]],
+) -> Estimate:
+    """Evaluate the formulas at one policy; ``contexts`` are the decode steps as (context, steps)."""
+    amounts = amounts_of(policy)
+    prefill = formulation.prefill(case, amounts)
+    prefill_s = sum(float(stage.total()) for stage in prefill)
+    busy = {"prefill": _busy(prefill), "decode": dict.fromkeys(RESOURCES, 0.0)}
+    decode_s = 0.0
+    if contexts:
+        lengths, steps = _columns(contexts)
+        decode = formulation.decode(case, amounts, lengths)
+        decode_s = sum(float(np.sum(stage.total() * steps)) for stage in decode)
+        busy["decode"] = _busy(decode, steps)
+    peaks = formulation.peaks(case, amounts)
+    limits = limits_of(case.hardware, formulation, usable_fraction)
+    peak_bytes = {tier: max(float(p.bytes) for p in peaks if p.tier == tier) for tier in TIERS}
+    violations = tuple(tier for tier in TIERS if peak_bytes[tier] > limits[tier] * (1 + FIT_TOLERANCE) + 1)
+    latency_s, prompts = prefill_s + decode_s, case.workload.num_prompts
+    blocks = None if prompts is None else math.ceil(prompts / policy.block_size)
+    job_s = None if blocks is None else blocks * latency_s
+    tokens = (policy.block_size if prompts is None else prompts) * case.workload.gen_len
+    return Estimate(
+        prefill_s=prefill_s,
+        decode_s=decode_s,
+        latency_s=latency_s,
+        throughput_tok_per_s=tokens / (latency_s if job_s is None else job_s),
+        decode_throughput_tok_per_s=policy.block_size * (case.workload.gen_len - 1) / decode_s if decode_s else None,
+        blocks=blocks,
+        job_s=job_s,
+        peak_bytes=peak_bytes,
+        limit_bytes=limits,
+        bytes_moved=_bytes_moved(formulation, case, policy, contexts),
+        busy_s=busy,
+        feasible=not violations,
+        violations=violations,
+    )
+
+
+def exact_seconds(formulation: Formulation, case: Case, policy: Policy) -> float:
+    """Seconds of one block, every decode step with its own context."""
+    amounts = amounts_of(policy)
+    seconds = sum(float(stage.total()) for stage in formulation.prefill(case, amounts))
+    contexts = formulation.decode_contexts(case.workload)
+    if contexts:
+        lengths, steps = _columns(contexts)
+        seconds += sum(float(np.sum(s.total() * steps)) for s in formulation.decode(case, amounts, lengths))
+    return seconds
+
+
+def _columns(contexts: list[tuple[float, int]]) -> tuple[FloatArray, FloatArray]:
+    lengths, steps = zip(*contexts, strict=True)
+    return np.array(lengths, dtype=float), np.array(steps, dtype=float)
+
+
+def _busy(stages: Iterable[Stage], steps: float | FloatArray = 1.0) -> dict[str, float]:
+    """Busy seconds by resource, summed over stages and steps."""
+    totals = dict.fromkeys(RESOURCES, 0.0)
+    for stage in stages:
+        for resource in RESOURCES:
+            totals[resource] += float(np.sum(stage.busy[resource] * steps))
+    return {str(resource): seconds for resource, seconds in totals.items()}
+
+
+def _bytes_moved(
+    formulation: Formulation, case: Case, policy: Policy, contexts: list[tuple[float, int]]
+) -> dict[str, float]:
+    """Bytes over each link: the seconds that the same formulas give for links of 1 byte/s, no latency."""
+    one, none = Quantity(value=1.0, source="unit"), Quantity(value=0.0, source="unit")
+    unit = Link(bytes_per_s=one, latency_s=none)
+    links = Links(cpu_to_gpu=unit, gpu_to_cpu=unit, disk_read=unit, disk_write=unit)
+    sources = {**case.hardware.sources, "unit": next(iter(case.hardware.sources.values()))}
+    hardware = dataclasses.replace(case.hardware, links=links, sources=sources, flexgen_constants=None)
+    counted = dataclasses.replace(case, hardware=hardware)
+    amounts = amounts_of(policy)
+    moved = _busy(formulation.prefill(counted, amounts))
+    if contexts:
+        lengths, steps = _columns(contexts)
+        decoded = _busy(formulation.decode(counted, amounts, lengths), steps)
+        moved = {link: moved[link] + decoded[link] for link in moved}
+    return {link: moved[link] for link in LINKS}

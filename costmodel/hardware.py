@@ -1,0 +1,390 @@
+"""Hardware: the tiers, links and processors of one machine, each number with its origin.
+
+The file format (``tierwise.hardware/1``) is documented in docs/file-formats.md. Numbers may be
+written in the base unit that the key names, or as text with a unit (``"320GB/s"``).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from os import PathLike
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from costmodel import records, units
+from costmodel.errors import InputError
+
+SCHEMA = "tierwise.hardware/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where numbers come from: a title, a date (YYYY-MM or YYYY-MM-DD) and, if public, a URL."""
+
+    __pydantic_config__ = records.STRICT
+
+    title: str
+    date: str
+    url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """One number: the nominal ``value`` times the ``efficiency`` that the software reaches.
+
+    ``source`` and ``efficiency_source`` are keys of ``Hardware.sources``; ``spread`` is the relative
+    interquartile range of a measured value.
+    """
+
+    __pydantic_config__ = records.STRICT
+
+    value: float
+    source: str
+    efficiency: float = 1.0
+    efficiency_source: str | None = None
+    spread: float | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value) or self.value < 0:
+            raise InputError(f"value is {self.value}: it must be finite and at least 0")
+        if not 0 < self.efficiency <= 1:
+            raise InputError(f"efficiency is {self.efficiency}: it must lie in (0, 1]")
+        if self.efficiency != 1 and self.efficiency_source is None:
+            raise InputError(f"efficiency is {self.efficiency} but field 'efficiency_source' is missing")
+
+    @property
+    def effective(self) -> float:
+        """The value to plan with, in the unit that the owning field names."""
+        return self.value * self.efficiency
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate(Quantity):
+    """A rate that may depend on the rows of a matrix product: ``curve`` is ((rows, rate), …).
+
+    Without a curve the rate is constant. Between knots the rate is linear in log(rows), outside them
+    it is that of the nearest knot. ``value`` stays the nominal peak, for comparison.
+    """
+
+    __pydantic_config__ = records.STRICT
+
+    curve: tuple[tuple[float, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.curve is None:
+            return
+        if not self.curve or any(rows <= 0 or rate <= 0 for rows, rate in self.curve):
+            raise InputError("curve needs at least one pair of rows > 0 and rate > 0")
+        if any(a[0] >= b[0] for a, b in zip(self.curve, self.curve[1:], strict=False)):
+            raise InputError("curve needs strictly increasing rows")
+
+    def at(self, rows: float) -> float:
+        """The effective rate of a product with this many rows."""
+        if self.curve is None:
+            return self.effective
+        knots = self.curve
+        if rows <= knots[0][0]:
+            return knots[0][1] * self.efficiency
+        for (left, low), (right, high) in zip(knots, knots[1:], strict=False):
+            if rows <= right:
+                share = math.log(rows / left) / math.log(right / left)
+                return (low + share * (high - low)) * self.efficiency
+        return knots[-1][1] * self.efficiency
+
+    def best_between(self, low: float, high: float) -> float:
+        """The highest effective rate over a range of rows; the search's bounds rest on it."""
+        inside = [rate * self.efficiency for rows, rate in self.curve or () if low < rows < high]
+        return max(self.at(low), self.at(high), *inside)
+
+
+def _quantity(dimension: units.Dimension) -> BeforeValidator:
+    """A validator that accepts text with units for ``value`` (and ``curve``) of a quantity."""
+
+    def convert(data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        converted = dict(data)
+        if isinstance(converted.get("value"), str):
+            converted["value"] = units.parse(converted["value"], dimension)
+        if isinstance(converted.get("curve"), list):
+            converted["curve"] = [
+                [knot[0], units.parse(knot[1], dimension)] if isinstance(knot, list) and len(knot) == 2 else knot
+                for knot in converted["curve"]
+            ]
+        return converted
+
+    return BeforeValidator(convert)
+
+
+Bytes = Annotated[Quantity, _quantity("bytes")]
+BytesPerSecond = Annotated[Quantity, _quantity("bytes/s")]
+ValuesPerSecond = Annotated[Quantity, _quantity("values/s")]
+Seconds = Annotated[Quantity, _quantity("s")]
+FlopsPerSecond = Annotated[Rate, _quantity("FLOP/s")]
+
+
+def _positive(owner: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        quantity = getattr(owner, name)
+        if quantity is not None and quantity.value <= 0:
+            raise InputError(f"{name}.value is {quantity.value:g}: it must be greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """The first tier and the processor that computes from it (on a machine without a GPU, the CPU).
+
+    ``attention_flops_per_s`` is the rate of prefill attention, softmax and masking included.
+    ``dequantize_values_per_s`` counts 4-bit values turned into fp16 (or the other way).
+    ``layer_launch_s`` is the host time to launch the kernels of one layer for one batch.
+    """
+
+    __pydantic_config__ = records.STRICT
+
+    name: str
+    kind: Literal["cuda", "rocm", "metal", "cpu"]
+    memory_bytes: Bytes
+    memory_bytes_per_s: BytesPerSecond
+    matmul_flops_per_s: FlopsPerSecond
+    attention_flops_per_s: FlopsPerSecond
+    dequantize_values_per_s: ValuesPerSecond
+    layer_launch_s: Seconds
+
+    def __post_init__(self) -> None:
+        _positive(
+            self,
+            (
+                "memory_bytes",
+                "memory_bytes_per_s",
+                "matmul_flops_per_s",
+                "attention_flops_per_s",
+                "dequantize_values_per_s",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cpu:
+    """Host memory and the host's attention over it.
+
+    ``attention_bytes_per_s`` is 16-bit KV cache consumed per second of decode attention, conversions
+    included; absent when attention cannot run there. ``attention_call_s`` comes on top for each layer and
+    batch (0 when absent). ``dequantize_values_per_s`` absent means that
+    attention on the CPU cannot read a 4-bit cache.
+    """
+
+    __pydantic_config__ = records.STRICT
+
+    name: str
+    memory_bytes: Bytes
+    attention_bytes_per_s: BytesPerSecond | None = None
+    attention_call_s: Seconds | None = None
+    dequantize_values_per_s: ValuesPerSecond | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, ("attention_bytes_per_s", "dequantize_values_per_s"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """The third tier; capacity 0 means that there is none."""
+
+    __pydantic_config__ = records.STRICT
+
+    name: str
+    memory_bytes: Bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A one-way copy between two tiers: seconds = latency_s + bytes / bytes_per_s.
+
+    ``cache_bytes_per_s`` holds the KV cache's own rate where the software moves it by another route
+    than weights (through pageable memory, say).
+    """
+
+    __pydantic_config__ = records.STRICT
+
+    bytes_per_s: BytesPerSecond
+    latency_s: Seconds
+    cache_bytes_per_s: BytesPerSecond | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, ("bytes_per_s", "cache_bytes_per_s"))
+
+    @property
+    def for_cache(self) -> Quantity:
+        """The rate at which the KV cache crosses this link."""
+        return self.bytes_per_s if self.cache_bytes_per_s is None else self.cache_bytes_per_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """The four copies that offloading is made of."""
+
+    __pydantic_config__ = records.STRICT
+
+    cpu_to_gpu: Link
+    gpu_to_cpu: Link
+    disk_read: Link
+    disk_write: Link
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Facts about the program that drives the machine, read in its source rather than fitted.
+
+    ``unhidden_share`` is the share of hidden work that still lengthens an overlapped stage.
+    ``stages`` says what overlaps with what: loads of a whole layer with the layer before, or loads of the
+    MLP with attention and of attention with the MLP; ``weight_loads`` whether a load is spread over all
+    batches of the block or runs beside the first one only; ``cache_loads`` whether the computation waits
+    while the cache is copied to the GPU (a copy through pageable memory blocks the thread that launches
+    kernels). ``prefill_logits`` says for which prompt positions the LM head runs.
+    ``attention_scores`` says whether prefill attention writes its score matrix to memory (``"stored"``)
+    or not (``"fused"``), ``attention_causal_share`` which part of the score matrix is computed.
+    """
+
+    __pydantic_config__ = records.STRICT
+
+    name: str
+    unhidden_share: Quantity
+    stages: Literal["layer", "attention and mlp"]
+    weight_loads: Literal["spread", "first batch"]
+    cache_loads: Literal["overlapped", "blocking"]
+    prefill_logits: Literal["last", "all"]
+    attention_scores: Literal["fused", "stored"]
+    attention_causal_share: Quantity
+
+    def __post_init__(self) -> None:
+        for name in ("unhidden_share", "attention_causal_share"):
+            if getattr(self, name).value > 1:
+                raise InputError(f"{name}.value is {getattr(self, name).value:g}: it must lie in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """One machine, as one engine drives it.
+
+    ``flexgen_constants`` holds the constants released with the published model where they exist for
+    this machine (bytes/s, FLOP/s); other machines derive them.
+    """
+
+    __pydantic_config__ = records.STRICT
+
+    name: str
+    description: str
+    gpu: Gpu
+    cpu: Cpu
+    disk: Disk
+    links: Links
+    engine: Engine
+    sources: dict[str, Source]
+    flexgen_constants: dict[str, Quantity] | None = None
+    measured: dict[str, Any] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        for path, quantity in quantities(self):
+            for key in (quantity.source, quantity.efficiency_source):
+                if key is not None and key not in self.sources:
+                    known = ", ".join(sorted(self.sources)) or "none"
+                    raise InputError(f"{path} names source {key!r}, which 'sources' does not define (it has: {known})")
+
+    @property
+    def capacity_bytes(self) -> dict[str, float]:
+        """Bytes by tier, before any usable fraction."""
+        tiers: dict[str, Gpu | Cpu | Disk] = {"gpu": self.gpu, "cpu": self.cpu, "disk": self.disk}
+        return {tier: part.memory_bytes.effective for tier, part in tiers.items()}
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> "Hardware":
+        """Read a hardware file (the catalogue's format, which the profiler writes too)."""
+        return cls.from_dict(records.read_json(path), where=str(path))
+
+    @classmethod
+    def from_dict(cls, data: object, *, where: str = "hardware") -> "Hardware":
+        """Build from the JSON form, which carries ``"schema": "tierwise.hardware/1"``."""
+        return records.from_dict(cls, records.check_schema(data, SCHEMA, where=where), where=where)
+
+    @classmethod
+    def from_catalog(cls, name: str) -> "Hardware":
+        """Load a catalogue machine by name, such as ``"t4"``."""
+        names = catalog_names()
+        if name not in names:
+            raise records.nearest(name, names, what="GPU")
+        return _from_catalog(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, schema included."""
+        return {"schema": SCHEMA, **records.to_dict(self)}
+
+    def replace(self, path: str, value: float, *, source: str) -> "Hardware":
+        """A copy in which the quantity at ``path`` (``"links.disk_read.bytes_per_s"``) is ``value``.
+
+        The new number stands alone: efficiency 1, no curve; ``source`` is recorded as its origin.
+        """
+        sources = {**self.sources, source: Source(title=source, date="as given")}
+        known = dataclasses.replace(self, sources=sources)
+        return _changed(known, path, lambda old: type(old)(value=value, source=source))
+
+    def raised(self, path: str, amount: float) -> "Hardware":
+        """A copy in which the effective quantity at ``path`` is larger by ``amount`` (a curve by its share)."""
+
+        def raise_by(old: Quantity) -> Quantity:
+            factor = (old.effective + amount) / old.effective
+            changes: dict[str, Any] = {"value": old.value * factor}
+            if isinstance(old, Rate) and old.curve is not None:
+                changes["curve"] = tuple((rows, rate * factor) for rows, rate in old.curve)
+            return dataclasses.replace(old, **changes)
+
+        return _changed(self, path, raise_by)
+
+
+def _changed(hardware: Hardware, path: str, change: Callable[[Quantity], Quantity]) -> Hardware:
+    """A copy with the quantity at a dotted path changed; an unknown path is an error."""
+
+    def walk(owner: Any, steps: list[str]) -> Any:
+        head, *rest = steps
+        child = owner.get(head) if isinstance(owner, dict) else getattr(owner, head, None)
+        if child is None or (not rest and not isinstance(child, Quantity)):
+            raise InputError(f"hardware {hardware.name!r} has no quantity {path!r}")
+        new = walk(child, rest) if rest else change(child)
+        return {**owner, head: new} if isinstance(owner, dict) else dataclasses.replace(owner, **{head: new})
+
+    changed: Hardware = walk(hardware, path.split("."))
+    return changed
+
+
+def quantities(hardware: Hardware) -> list[tuple[str, Quantity]]:
+    """Every quantity of the machine with its dotted path."""
+
+    def walk(prefix: str, node: object) -> list[tuple[str, Quantity]]:
+        if isinstance(node, Quantity):
+            return [(prefix, node)]
+        if isinstance(node, Mapping):
+            pairs = [(str(key), value) for key, value in node.items()]
+        elif dataclasses.is_dataclass(node):
+            pairs = [(f.name, getattr(node, f.name)) for f in dataclasses.fields(node)]
+        else:
+            return []
+        return [found for key, value in pairs for found in walk(f"{prefix}.{key}" if prefix else key, value)]
+
+    return walk("", hardware)
+
+
+@cache
+def catalog_names() -> tuple[str, ...]:
+    """Names of the machines in the catalogue, sorted."""
+    folder = resources.files("costmodel.catalog") / "hardware"
+    return tuple(sorted(item.name.removesuffix(".json") for item in folder.iterdir() if item.name.endswith(".json")))
+
+
+@cache
+def _from_catalog(name: str) -> Hardware:
+    text = (resources.files("costmodel.catalog") / "hardware" / f"{name}.json").read_text(encoding="utf-8")
+    where = f"catalogue {name}.json"
+    return Hardware.from_dict(records.parse_json(text, where=where), where=where)

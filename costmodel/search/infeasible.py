@@ -1,0 +1,100 @@
+"""When nothing fits: which limit fails, and the least memory, latency or compression that mends it."""
+
+from dataclasses import replace
+
+from costmodel import units
+from costmodel.errors import InfeasibleError
+from costmodel.formulations.base import SWITCHES, Shape, Switches
+from costmodel.linear_program import least_extra_bytes, solve
+from costmodel.policy import TIERS
+from costmodel.search.branch_and_bound import Problem
+
+_NAMES = {"gpu": "GPU memory", "cpu": "CPU memory", "disk": "disk"}
+_FLAGS = {"gpu": "--gpu-memory", "cpu": "--cpu-memory", "disk": "--disk"}
+
+
+def smallest(problem: Problem) -> Shape:
+    """The batch shape that needs the least memory and time."""
+    shape = problem.shapes()
+    return Shape.exactly(shape.gpu_batch_low, shape.batches_low)
+
+
+def fastest_block_s(problem: Problem) -> float | None:
+    """Least seconds for a block over all switches at the smallest shape, or ``None`` if none fits."""
+    free = replace(problem, workload=replace(problem.workload, max_latency_s=None))
+    shape = smallest(free)
+    solutions = [solve(free.question(switches, shape, 16)) for switches in free.switches]
+    times = [s.seconds_per_prompt * s.block_prompts for s in solutions if s is not None]
+    return min(times, default=None)
+
+
+def explain(problem: Problem) -> InfeasibleError:
+    """The error to raise for a problem without any feasible policy."""
+    limit = problem.workload.max_latency_s
+    if limit is not None:
+        fastest = fastest_block_s(problem)
+        if fastest is not None:
+            return InfeasibleError(
+                f"no policy generates {problem.workload.gen_len} tokens after {problem.workload.prompt_len} within "
+                f"{units.format_seconds(limit)}: the fastest block takes {units.format_seconds(fastest)}; raise "
+                f"--max-latency to at least {fastest:.4g}",
+                reason={"limit": "max_latency_s", "given": limit, "least": fastest},
+            )
+    return _memory(problem)
+
+
+def _memory(problem: Problem) -> InfeasibleError:
+    needed = {tier: _least_capacity(problem, tier) for tier in TIERS}
+    capacity, usable = problem.hardware.capacity_bytes, problem.limits
+    share = next((usable[t] / capacity[t] for t in TIERS if capacity[t]), 1.0)
+    have = ", ".join(f"{_NAMES[t]} {units.format_bytes(capacity[t])}" for t in TIERS)
+    shape = smallest(problem)
+    what = f"{problem.model.name} with a block of {shape.gpu_batch_low} × {shape.batches_low} prompts of "
+    what += f"{problem.workload.prompt_len} + {problem.workload.gen_len} tokens"
+    mends = [
+        f"{_FLAGS[tier]} of at least {units.format_bytes(least)}"
+        for tier, least in needed.items()
+        if least is not None
+    ]
+    compression = _compression_that_fits(problem)
+    if compression:
+        mends.append(compression)
+    mend = f"any one of these would mend it: {'; '.join(mends)}" if mends else "no single limit mends it: raise several"
+    return InfeasibleError(
+        f"{what} does not fit {problem.hardware.name} ({have}, of which {share:.0%} is usable); {mend}",
+        reason={
+            "limit": "memory",
+            "capacity_bytes": capacity,
+            "usable_fraction": share,
+            "least_capacity_bytes": {tier: least for tier, least in needed.items() if least is not None},
+            "compression": compression,
+        },
+    )
+
+
+def _least_capacity(problem: Problem, tier: str) -> float | None:
+    """Least capacity of one tier that lets the smallest shape fit, the others unchanged."""
+    shape = smallest(problem)
+    extras = [least_extra_bytes(problem.question(switches, shape, 1), tier) for switches in problem.switches]
+    found = [extra for extra in extras if extra is not None]
+    if not found:
+        return None
+    capacity = problem.hardware.capacity_bytes[tier]
+    share = problem.limits[tier] / capacity if capacity else problem.formulation.default_usable_fraction
+    # A thousandth on top, so that the printed figure still fits after rounding.
+    return (problem.limits[tier] + min(found)) / share * 1.001
+
+
+def _compression_that_fits(problem: Problem) -> str | None:
+    """The compression flags, not allowed so far, with which the smallest shape fits."""
+    shape = smallest(problem)
+    tried = set(problem.switches)
+    for extra in (("compress_weights",), ("compress_cache",), ("compress_weights", "compress_cache")):
+        for base in problem.switches:
+            values = {name: getattr(base, name) or name in extra for name in SWITCHES}
+            switches = Switches(**values)
+            if switches in tried or problem.formulation.refusal(switches, problem.hardware) is not None:
+                continue
+            if solve(problem.question(switches, shape, 1)) is not None:
+                return " ".join(f"--{name.replace('_', '-')} on" for name in extra)
+    return None
