@@ -329,7 +329,7 @@ class Hardware:
         """
         sources = {**self.sources, source: Source(title=source, date="as given")}
         known = dataclasses.replace(self, sources=sources)
-        return _changed(known, path, lambda old: type(old)(value=value, source=source))
+        return known.changed(path, lambda old: type(old)(value=value, source=source))
 
     def raised(self, path: str, amount: float) -> "Hardware":
         """A copy in which the effective quantity at ``path`` is larger by ``amount`` (a curve by its share)."""
@@ -341,22 +341,22 @@ class Hardware:
                 changes["curve"] = tuple((rows, rate * factor) for rows, rate in old.curve)
             return dataclasses.replace(old, **changes)
 
-        return _changed(self, path, raise_by)
+        return self.changed(path, raise_by)
 
+    def changed(self, path: str, change: Callable[[Quantity], Quantity]) -> "Hardware":
+        """A copy with ``change`` applied to the quantity at a dotted path; an unknown path is an error."""
 
-def _changed(hardware: Hardware, path: str, change: Callable[[Quantity], Quantity]) -> Hardware:
-    """A copy with the quantity at a dotted path changed; an unknown path is an error."""
+        def walk(owner: Any, steps: list[str]) -> Any:
+            head, *rest = steps
+            child = owner.get(head) if isinstance(owner, dict) else getattr(owner, head, None)
+            if child is None or (not rest and not isinstance(child, Quantity)):
+                raise InputError(f"hardware {self.name!r} has no quantity {path!r}")
+            new = walk(child, rest) if rest else change(child)
+            return {**owner, head: new} if isinstance(owner, dict) else dataclasses.replace(owner, **{head: new})
 
-    def walk(owner: Any, steps: list[str]) -> Any:
-        head, *rest = steps
-        child = owner.get(head) if isinstance(owner, dict) else getattr(owner, head, None)
-        if child is None or (not rest and not isinstance(child, Quantity)):
-            raise InputError(f"hardware {hardware.name!r} has no quantity {path!r}")
-        new = walk(child, rest) if rest else change(child)
-        return {**owner, head: new} if isinstance(owner, dict) else dataclasses.replace(owner, **{head: new})
+        copy: Hardware = walk(self, path.split("."))
+        return copy
 
-    changed: Hardware = walk(hardware, path.split("."))
-    return changed
 
 
 def quantities(hardware: Hardware) -> list[tuple[str, Quantity]]:

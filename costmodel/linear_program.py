@@ -225,7 +225,7 @@ def _highs() -> Any:
     """One in-process HiGHS instance, silent, reused for every program."""
     import highspy
 
-    highs = highspy.Highs()
+    highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     highs.setOptionValue("output_flag", False)
     highs.setOptionValue("threads", 1)
     highs.setOptionValue("presolve", "off")

@@ -24,14 +24,15 @@ STRICT = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow
 
 
 @cache
-def _adapter(cls: type[Any]) -> pydantic.TypeAdapter[Any]:
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(cls)
 
 
 def from_dict(cls: type[T], data: object, *, where: str) -> T:
     """Validate ``data`` as a ``cls``; ``where`` (a file or flag) opens every message."""
+    schema: Any = cls
     try:
-        record: T = _adapter(cls).validate_python(data)
+        record: T = _adapter(schema).validate_python(data)
     except pydantic.ValidationError as error:
         raise InputError(f"{where}: {_explain(error)}") from None
     return record
@@ -70,10 +71,11 @@ def parse_json(text: str, *, where: str) -> Any:
     """Parse JSON text; the message of a failure names the line and column."""
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        place = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is nested too deeply"
-        raise InputError(f"{where}: not valid JSON{place}: {reason}") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"{where}: not valid JSON at {place}: {error.msg}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise InputError(f"{where}: not valid JSON: {error}") from None
 
 
 def check_schema(data: object, expected: str, *, where: str) -> dict[str, Any]:

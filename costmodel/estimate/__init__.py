@@ -143,17 +143,8 @@ def evaluate(
     contexts: list[tuple[float, int]],
 ) -> Estimate:
     """Evaluate the formulas at one policy; ``contexts`` are the decode steps as (context, steps)."""
-    amounts = amounts_of(policy)
-    prefill = formulation.prefill(case, amounts)
-    prefill_s = sum(float(stage.total()) for stage in prefill)
-    busy = {"prefill": _busy(prefill), "decode": dict.fromkeys(RESOURCES, 0.0)}
-    decode_s = 0.0
-    if contexts:
-        lengths, steps = _columns(contexts)
-        decode = formulation.decode(case, amounts, lengths)
-        decode_s = sum(float(np.sum(stage.total() * steps)) for stage in decode)
-        busy["decode"] = _busy(decode, steps)
-    peaks = formulation.peaks(case, amounts)
+    prefill_s, decode_s = block_seconds(formulation, case, policy, contexts)
+    peaks = formulation.peaks(case, amounts_of(policy))
     limits = limits_of(case.hardware, formulation, usable_fraction)
     peak_bytes = {tier: max(float(p.bytes) for p in peaks if p.tier == tier) for tier in TIERS}
     violations = tuple(tier for tier in TIERS if peak_bytes[tier] > limits[tier] * (1 + FIT_TOLERANCE) + 1)
@@ -172,21 +163,23 @@ def evaluate(
         peak_bytes=peak_bytes,
         limit_bytes=limits,
         bytes_moved=_bytes_moved(formulation, case, policy, contexts),
-        busy_s=busy,
+        busy_s=_busy_seconds(formulation, case, policy, contexts),
         feasible=not violations,
         violations=violations,
     )
 
 
-def exact_seconds(formulation: Formulation, case: Case, policy: Policy) -> float:
-    """Seconds of one block, every decode step with its own context."""
+def block_seconds(
+    formulation: Formulation, case: Case, policy: Policy, contexts: list[tuple[float, int]] | None = None
+) -> tuple[float, float]:
+    """Seconds of one block's prefill and decode; ``contexts=None`` gives every step its own context."""
     amounts = amounts_of(policy)
-    seconds = sum(float(stage.total()) for stage in formulation.prefill(case, amounts))
-    contexts = formulation.decode_contexts(case.workload)
-    if contexts:
-        lengths, steps = _columns(contexts)
-        seconds += sum(float(np.sum(s.total() * steps)) for s in formulation.decode(case, amounts, lengths))
-    return seconds
+    prefill_s = sum(float(stage.total()) for stage in formulation.prefill(case, amounts))
+    steps_by_context = formulation.decode_contexts(case.workload) if contexts is None else contexts
+    if not steps_by_context:
+        return prefill_s, 0.0
+    lengths, steps = _columns(steps_by_context)
+    return prefill_s, sum(float(np.sum(s.total() * steps)) for s in formulation.decode(case, amounts, lengths))
 
 
 def _columns(contexts: list[tuple[float, int]]) -> tuple[FloatArray, FloatArray]:
@@ -194,13 +187,25 @@ def _columns(contexts: list[tuple[float, int]]) -> tuple[FloatArray, FloatArray]
     return np.array(lengths, dtype=float), np.array(steps, dtype=float)
 
 
+def _busy_seconds(
+    formulation: Formulation, case: Case, policy: Policy, contexts: list[tuple[float, int]]
+) -> dict[str, dict[str, float]]:
+    """Busy seconds of each resource in each phase of one block."""
+    amounts = amounts_of(policy)
+    busy = {"prefill": _busy(formulation.prefill(case, amounts)), "decode": dict.fromkeys(map(str, RESOURCES), 0.0)}
+    if contexts:
+        lengths, steps = _columns(contexts)
+        busy["decode"] = _busy(formulation.decode(case, amounts, lengths), steps)
+    return busy
+
+
 def _busy(stages: Iterable[Stage], steps: float | FloatArray = 1.0) -> dict[str, float]:
     """Busy seconds by resource, summed over stages and steps."""
-    totals = dict.fromkeys(RESOURCES, 0.0)
+    totals = dict.fromkeys(map(str, RESOURCES), 0.0)
     for stage in stages:
         for resource in RESOURCES:
             totals[resource] += float(np.sum(stage.busy[resource] * steps))
-    return {str(resource): seconds for resource, seconds in totals.items()}
+    return totals
 
 
 def _bytes_moved(
@@ -212,11 +217,5 @@ def _bytes_moved(
     links = Links(cpu_to_gpu=unit, gpu_to_cpu=unit, disk_read=unit, disk_write=unit)
     sources = {**case.hardware.sources, "unit": next(iter(case.hardware.sources.values()))}
     hardware = dataclasses.replace(case.hardware, links=links, sources=sources, flexgen_constants=None)
-    counted = dataclasses.replace(case, hardware=hardware)
-    amounts = amounts_of(policy)
-    moved = _busy(formulation.prefill(counted, amounts))
-    if contexts:
-        lengths, steps = _columns(contexts)
-        decoded = _busy(formulation.decode(counted, amounts, lengths), steps)
-        moved = {link: moved[link] + decoded[link] for link in moved}
-    return {link: moved[link] for link in LINKS}
+    seconds = _busy_seconds(formulation, dataclasses.replace(case, hardware=hardware), policy, contexts)
+    return {link: sum(busy[link] for busy in seconds.values()) for link in LINKS}

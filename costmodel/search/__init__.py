@@ -260,14 +260,33 @@ def _finished(problem: Problem, candidate: Candidate, fraction: float) -> tuple[
             usable_fraction=fraction,
         )
 
-    found = costed(candidate.splits)
+    best = costed(candidate.splits)
     tidy = solve_lexicographic(problem.question(candidate.switches, candidate.shape, SEGMENTS[3]))
-    if tidy is not None:
-        tidied = costed(tidy.splits())
-        as_fast = tidied[1].throughput_tok_per_s >= found[1].throughput_tok_per_s * (1 - 1e-6)
-        if as_fast and tidied[1].feasible:
-            return tidied
-    return found
+    if tidy is None:
+        return best
+    for splits, slack in ((tidy.splits(), 1e-6), (_without_crumbs(tidy.splits()), 1e-4)):
+        tidied = costed(splits)
+        fast_enough = tidied[1].throughput_tok_per_s >= best[1].throughput_tok_per_s * (1 - slack)
+        if fast_enough and tidied[1].feasible and not (problem.splits and splits != tidy.splits()):
+            best = tidied
+    return best
+
+
+CRUMB = 5e-4
+"""Fractions below this are moved to the slowest tier that is used, where memory allows."""
+
+
+def _without_crumbs(splits: tuple[Split, Split, Split]) -> tuple[Split, Split, Split]:
+    """The splits without slivers that no one would place by hand."""
+
+    def swept(split: Split) -> Split:
+        kept = {tier: value if value >= CRUMB else 0.0 for tier, value in records.to_dict(split).items()}
+        slowest = [tier for tier, value in kept.items() if value][-1]
+        kept[slowest] += 1.0 - sum(kept.values())
+        return Split(**{tier: min(1.0, value) for tier, value in kept.items()})
+
+    weights, cache, activations = (swept(split) for split in splits)
+    return weights, cache, activations
 
 
 def _notes(problem: Problem, top: int, others: int) -> tuple[str, ...]:

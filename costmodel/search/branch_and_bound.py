@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from costmodel.estimate import exact_seconds
+from costmodel.estimate import block_seconds
 from costmodel.formulations.base import Case, Formulation, Shape, Switches
 from costmodel.hardware import Hardware
 from costmodel.linear_program import FixedSplits, Question, Solution, solve
@@ -235,7 +235,7 @@ class _Search:
             switches=switches,
             shape=shape,
         )
-        seconds = exact_seconds(problem.formulation, case, policy)
+        seconds = sum(block_seconds(problem.formulation, case, policy))
         throughput = self.throughput_of(seconds / policy.block_size) * problem.job_share(shape)
         if self.best is None or throughput > self.best.throughput:
             self.best = Candidate(throughput=throughput, switches=switches, shape=shape, splits=splits)
