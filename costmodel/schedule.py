@@ -1,6 +1,6 @@
 """The block schedule as data: what is loaded, computed and stored in which slot.
 
-For every token, layer and GPU batch there is one slot: the batch is computed while the next layer's
+For every token, layer and GPU batch there is a slot in which that batch is computed while the next layer's
 weights (a part in every slot, so that the load is spread over the block), the next batch's cache and
 activations are loaded and the previous batch's are stored. The runtime plays the slots one after
 another; the steps of a slot may run side by side. Nothing here touches a tensor.
@@ -47,10 +47,11 @@ Slot = tuple[Step, ...]
 def block_schedule(*, num_layers: int, num_gpu_batches: int, gen_len: int) -> Iterator[Slot]:
     """Yield the slots of one block, from the first load to the last store.
 
-    The first slot fills the pipeline and the last one drains it. Prefill has no cache to load; the last
-    token's cache is stored all the same, so that a block can be continued. A pass of one or two slots is
-    too short to load a batch's next cache before the last one is stored: there, loads and stores have
-    slots of their own. Raises :class:`InputError` for counts below 1.
+    Transfers run one slot ahead of, or behind, the computation wherever what they move exists by then: a
+    batch's hidden states wait for the layer before, so with one or two batches they have slots of their
+    own; so has the cache in a pass of one or two slots. Prefill has no cache to load; the last token's
+    cache is stored all the same, so that a block can be continued. Raises :class:`InputError` for counts
+    below 1.
     """
     for name, value in (("num_layers", num_layers), ("num_gpu_batches", num_gpu_batches), ("gen_len", gen_len)):
         if value < 1:
@@ -61,38 +62,42 @@ def block_schedule(*, num_layers: int, num_gpu_batches: int, gen_len: int) -> It
         for layer in range(num_layers)
         for batch in range(num_gpu_batches)
     ]
-    first = order[0]
-    yield tuple(
-        [Step("load_weights", first, part, num_gpu_batches) for part in range(num_gpu_batches)] + list(_loads(first))
+    ahead = {
+        kind
+        for kind, distance in (("activations", num_gpu_batches), ("cache", num_layers * num_gpu_batches))
+        if distance > 2
+    }
+    behind = {"activations", "cache"} - ahead
+    yield (
+        *(Step("load_weights", order[0], part, num_gpu_batches) for part in range(num_gpu_batches)),
+        *_moves("load", ahead, order, 0),
     )
-    pipelined = num_layers * num_gpu_batches > 2
     for position, place in enumerate(order):
+        yield from _filled(_moves("load", behind, order, position))
         slot = [Step("compute", place)]
         if position + num_gpu_batches < len(order):
-            # The same batch one layer on: its layer is the next, of this token or of the next one.
-            ahead = order[position + num_gpu_batches]
-            following = Place(ahead.token, ahead.layer, 0)
-            slot.append(Step("load_weights", following, place.batch, num_gpu_batches))
-        following_loads = tuple(_loads(order[position + 1])) if position + 1 < len(order) else ()
-        if pipelined:
-            slot += following_loads
-            slot += _stores(order[position - 1]) if position else ()
-            yield tuple(slot)
-        else:
-            yield tuple(slot)
-            yield tuple(_stores(place))
-            if following_loads:
-                yield following_loads
-    if pipelined:
-        yield tuple(_stores(order[-1]))
+            # The same batch one layer on: its layer is the next one, of this token or of the next.
+            following = order[position + num_gpu_batches]
+            slot.append(Step("load_weights", Place(following.token, following.layer, 0), place.batch, num_gpu_batches))
+        yield (*slot, *_moves("load", ahead, order, position + 1), *_moves("store", ahead, order, position - 1))
+        yield from _filled(_moves("store", behind, order, position))
+    yield from _filled(_moves("store", ahead, order, len(order) - 1))
 
 
-def _loads(place: Place) -> Iterator[Step]:
-    if place.token:
-        yield Step("load_cache", place)
-    yield Step("load_activations", place)
+def _moves(verb: Literal["load", "store"], kinds: set[str], order: list[Place], position: int) -> Slot:
+    """The transfers of these kinds for the place at ``position``; none outside the block."""
+    if not 0 <= position < len(order):
+        return ()
+    place = order[position]
+    steps: list[Step] = []
+    if "cache" in kinds and (verb == "store" or place.token):
+        steps.append(Step("load_cache" if verb == "load" else "store_cache", place))
+    if "activations" in kinds:
+        steps.append(Step("load_activations" if verb == "load" else "store_activations", place))
+    return tuple(steps)
 
 
-def _stores(place: Place) -> Iterator[Step]:
-    yield Step("store_cache", place)
-    yield Step("store_activations", place)
+def _filled(slot: Slot) -> Iterator[Slot]:
+    """The slot, unless it is empty."""
+    if slot:
+        yield slot

@@ -12,10 +12,11 @@ from costmodel.schedule import Place, Step, block_schedule
 counts = st.integers(1, 5)
 
 
-def test_a_single_layer_and_batch_never_loads_a_cache_that_is_not_stored_yet() -> None:
+def test_a_single_layer_and_batch_never_loads_what_is_not_stored_yet() -> None:
     a, b = Place(0, 0, 0), Place(1, 0, 0)
     assert list(block_schedule(num_layers=1, num_gpu_batches=1, gen_len=2)) == [
-        (Step("load_weights", a), Step("load_activations", a)),
+        (Step("load_weights", a),),
+        (Step("load_activations", a),),
         (Step("compute", a), Step("load_weights", b)),
         (Step("store_cache", a), Step("store_activations", a)),
         (Step("load_cache", b), Step("load_activations", b)),
@@ -24,21 +25,21 @@ def test_a_single_layer_and_batch_never_loads_a_cache_that_is_not_stored_yet() -
     ]
 
 
-def test_two_layers_two_batches_one_token_by_hand() -> None:
-    a, b, c, d = Place(0, 0, 0), Place(0, 0, 1), Place(0, 1, 0), Place(0, 1, 1)
-    assert list(block_schedule(num_layers=2, num_gpu_batches=2, gen_len=1)) == [
-        (Step("load_weights", a, 0, 2), Step("load_weights", a, 1, 2), Step("load_activations", a)),
-        (Step("compute", a), Step("load_weights", c, 0, 2), Step("load_activations", b)),
-        (
-            Step("compute", b),
-            Step("load_weights", c, 1, 2),
-            Step("load_activations", c),
-            Step("store_cache", a),
-            Step("store_activations", a),
-        ),
-        (Step("compute", c), Step("load_activations", d), Step("store_cache", b), Step("store_activations", b)),
-        (Step("compute", d), Step("store_cache", c), Step("store_activations", c)),
-        (Step("store_cache", d), Step("store_activations", d)),
+def test_two_layers_of_three_batches_by_hand() -> None:
+    a, b, c, d, e, f = (Place(0, layer, batch) for layer in range(2) for batch in range(3))
+
+    def stored(place: Place) -> tuple[Step, Step]:
+        return Step("store_cache", place), Step("store_activations", place)
+
+    assert list(block_schedule(num_layers=2, num_gpu_batches=3, gen_len=1)) == [
+        (*(Step("load_weights", a, part, 3) for part in range(3)), Step("load_activations", a)),
+        (Step("compute", a), Step("load_weights", d, 0, 3), Step("load_activations", b)),
+        (Step("compute", b), Step("load_weights", d, 1, 3), Step("load_activations", c), *stored(a)),
+        (Step("compute", c), Step("load_weights", d, 2, 3), Step("load_activations", d), *stored(b)),
+        (Step("compute", d), Step("load_activations", e), *stored(c)),
+        (Step("compute", e), Step("load_activations", f), *stored(d)),
+        (Step("compute", f), *stored(e)),
+        stored(f),
     ]
 
 
@@ -69,6 +70,11 @@ def test_nothing_is_computed_before_it_is_loaded_nor_stored_before_it_is_compute
                 # The cache that a token reads was stored by the token before, a whole block earlier.
                 earlier = Place(place.token - 1, place.layer, place.batch)
                 assert ("store_cache", earlier) in done
+            if step.kind == "load_activations" and (place.layer or place.token):
+                # A layer reads what the layer before wrote; layer 0 embeds the token sampled after the last.
+                earlier = Place(place.token, place.layer - 1, place.batch)
+                last = Place(place.token - 1, layers - 1, place.batch)
+                assert ("store_activations", earlier if place.layer else last) in done
         for step in slot:
             place = step.place
             key = (place.token, place.layer, step.part) if step.kind == "load_weights" else (place,)

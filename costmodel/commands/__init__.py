@@ -1,0 +1,1 @@
+"""The command line: what ``tierwise`` and ``python -m costmodel.…`` call; the library itself never prints."""
