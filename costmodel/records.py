@@ -119,12 +119,15 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
 
 
 def write_bytes(content: bytes, path: str | os.PathLike[str]) -> None:
-    """Write bytes atomically; an unwritable place is an :class:`InputError`."""
-    target = Path(path)
+    """Write bytes atomically (a device or pipe plainly); an unwritable place is an :class:`InputError`."""
+    target = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
     temporary = None
     try:
         if target.is_dir():
             raise IsADirectoryError(21, "it is a folder")
+        if target.exists() and not target.is_file():  # /dev/stdout or a pipe is written to, never replaced
+            target.write_bytes(content)
+            return
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(content)

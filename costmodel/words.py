@@ -79,7 +79,7 @@ def percent(share: float) -> str:
     if 0 < value < 0.05:
         return "<0.1 %"
     if abs(value) < 99.95:
-        return f"{value:.1f} %"
+        return f"{value:.1f} %".replace(".0 %", " %")
     return f"{value:,.0f} %"
 
 

@@ -31,8 +31,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     """Which machine, and what to change on it."""
     group = parser.add_argument_group(
         "machine",
-        "Sizes and rates carry a unit: 16GiB is 2**30 bytes, 16GB is 10**9; rates are per second, 2GB/s. "
-        "A number given here replaces the catalogue's and stands as given, without an efficiency on top.",
+        "Sizes carry a unit, 16GiB (2**30 bytes) or 16GB (10**9 bytes), and so do rates, 2GB/s.\n"
+        "A number given here replaces the catalogue's, without an efficiency on top.",
     )
     which = group.add_mutually_exclusive_group()
     which.add_argument("--gpu", metavar="NAME", help=f"a machine of the catalogue (default: {DEFAULT_GPU}; see --list-gpus)")

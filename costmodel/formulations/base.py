@@ -267,6 +267,10 @@ class Formulation(ABC):
     def refusal(self, switches: Switches, hardware: Hardware) -> str | None:
         """Why these switches mean nothing here (one sentence), or ``None`` where they are fine."""
 
+    def notes(self, hardware: Hardware) -> tuple[str, ...]:
+        """What a reader of this formulation's figures for this machine must know."""
+        return ()
+
     def check(self, hardware: Hardware, model: ModelSpec, workload: Workload) -> None:
         """Raise :class:`~costmodel.errors.InputError` for what this formulation cannot represent."""
 

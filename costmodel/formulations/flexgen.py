@@ -48,7 +48,9 @@ class Constants:
             return cls._derived(hardware)
         if set(released) != names:
             wrong = sorted(set(released) ^ names)
-            raise InputError(f"hardware {hardware.name!r}: flexgen_constants must have exactly the fields of the model; check: {', '.join(wrong)}")
+            raise InputError(
+                f"hardware {hardware.name!r}: flexgen_constants must have exactly the fields of the model; check: {', '.join(wrong)}"
+            )
         return cls(**{name: quantity.effective for name, quantity in released.items()})
 
     @classmethod
@@ -99,6 +101,12 @@ class FlexGen(Formulation):
                 "use --formulation roofline"
             )
         Constants.of(hardware)
+
+    def notes(self, hardware: Hardware) -> tuple[str, ...]:
+        if hardware.flexgen_constants is not None:
+            return ()
+        derived = f"the flexgen constants are derived from the rates of {hardware.name}"
+        return (f"{derived}: the published ones exist only for t4-flexgen",)
 
     def refusal(self, switches: Switches, hardware: Hardware) -> str | None:
         if switches.compress_cache:

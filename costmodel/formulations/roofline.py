@@ -30,6 +30,7 @@ from costmodel.workload import Workload
 STAGING_BUFFERS = 2
 """Double buffering: one buffer is filled while the other is used."""
 
+
 class Roofline(Formulation):
     """Seconds from measured rates; memory as the runtime allocates it."""
 
@@ -77,7 +78,9 @@ class Roofline(Formulation):
         cached = token * context_len
         on_gpu = _gpu_attention_s(case, context_len) * model.num_layers
         attention = _idle(amounts)
-        attention["gpu_compute"] = amounts.prompts * (_cache_quantize_s(case, 1) * model.num_layers) + cache.gpu * on_gpu
+        attention["gpu_compute"] = (
+            amounts.prompts * (_cache_quantize_s(case, 1) * model.num_layers) + cache.gpu * on_gpu
+        )
         attention["gpu_to_cpu"] = cache.off_gpu * (token / links.gpu_to_cpu.for_cache.effective)
         attention["disk_read"] = cache.disk * (cached / links.disk_read.for_cache.effective)
         attention["disk_write"] = cache.disk * (token / links.disk_write.for_cache.effective)
@@ -92,10 +95,14 @@ class Roofline(Formulation):
             attention["cpu_to_gpu"] += cache.off_gpu * (vector / links.cpu_to_gpu.bytes_per_s.effective)
         else:
             attention["gpu_compute"] += cache.off_gpu * on_gpu
-            cache_load = _up(case, cache) * (cached / links.cpu_to_gpu.for_cache.effective)
             if case.hardware.engine.cache_loads == "blocking":
-                return _stages(case, amounts, attention, tokens=1, logits=1, blocking_load=cache_load)
-            attention["cpu_to_gpu"] += cache_load
+                # The launching thread copies K, then V, to a pinned buffer; their transfers run beside what
+                # follows, so only V's is not hidden by its own copies. The disk's threads do not block.
+                waited = cache.cpu * (cached / links.cpu_to_gpu.for_cache.effective)
+                pinned = (cache.cpu * 0.5 + cache.disk) * (cached / links.cpu_to_gpu.bytes_per_s.effective)
+                attention["cpu_to_gpu"] += pinned
+                return _stages(case, amounts, attention, tokens=1, logits=1, blocking_load=waited)
+            attention["cpu_to_gpu"] += _up(case, cache) * (cached / links.cpu_to_gpu.for_cache.effective)
         return _stages(case, amounts, attention, tokens=1, logits=1)
 
     # -------------------------------------------------------------- memory
@@ -190,19 +197,19 @@ def _stage(
     track of its own. Without overlap all of it is one track.
     """
     engine, overlap = case.hardware.engine, case.switches.overlap
-    busy = {r: seconds[r] + loads[r] * share if r in loads else seconds[r] for r in RESOURCES}
-    computing = seconds["gpu_compute"] + seconds["cpu_compute"]
+    moved = {r: seconds[r] + loads[r] * share if r in loads else seconds[r] for r in RESOURCES}
+    busy = dict(moved)
     if blocking_load is not None:
-        computing = computing + blocking_load
         busy["cpu_to_gpu"] = busy["cpu_to_gpu"] + blocking_load
     if not overlap:
-        tracks = [Track(add(busy.values()))]
-    elif engine.weight_loads == "spread":
-        tracks = [Track(computing)] + [Track(busy[r]) for r in LINKS]
+        return Stage(name, busy, (Track(add(busy.values())),), case.shape)
+    tracks = [Track(seconds["gpu_compute"] + seconds["cpu_compute"])]
+    if engine.weight_loads == "spread":
+        tracks += [Track(moved[r]) for r in LINKS]
     else:
-        tracks = [Track(computing)] + [Track(seconds[r], loads[r] * share if r in loads else None) for r in LINKS]
-    unhidden = engine.unhidden_share.effective if overlap else 0.0
-    return Stage(name, busy, tuple(tracks), case.shape, unhidden_share=unhidden)
+        tracks += [Track(seconds[r], loads[r] * share if r in loads else None) for r in LINKS]
+    unhidden = engine.unhidden_share.effective
+    return Stage(name, busy, tuple(tracks), case.shape, serial=blocking_load, unhidden_share=unhidden)
 
 
 def _idle(amounts: Amounts[Any]) -> dict[Resource, Linear]:

@@ -1,5 +1,6 @@
 """The latency–throughput frontier: the best throughput for every latency that a block may take."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,13 +62,14 @@ def frontier(
     model: ModelSpec,
     workload: Workload | None = None,
     points: int = 12,
+    progress: Callable[[int, int], None] | None = None,
     **request: Any,
 ) -> Frontier:
     """Trace the frontier with ``points`` latency limits, evenly spaced in log(latency).
 
     ``request`` takes the other keywords of :func:`costmodel.search.search`. The limits run from the
-    fastest block that any policy allows to the latency of the best policy without a limit. Raises as
-    the search does.
+    fastest block that any policy allows to the latency of the best policy without a limit. ``progress``
+    is called with the searches done and to do. Raises as the search does.
     """
     if points < 2:
         raise InputError(f"points is {points}: a frontier needs at least 2")
@@ -78,7 +80,10 @@ def frontier(
     fastest = least_latency_s(make_problem(hardware=hardware, model=model, workload=workload, **problem_keys))
     slowest = best.estimate.latency_s
     found = []
-    for limit in np.geomspace(fastest * (1 + 1e-4), slowest, points)[:-1] if slowest > fastest else []:
+    limits = np.geomspace(fastest * (1 + 1e-4), slowest, points)[:-1] if slowest > fastest else np.array([])
+    for done, limit in enumerate(limits, start=1):
+        if progress is not None:
+            progress(done, len(limits) + 1)
         limited = replace(workload, max_latency_s=float(limit if ceiling is None else min(limit, ceiling)))
         try:
             found.append(search(hardware=hardware, model=model, workload=limited, with_prices=False, **_plain(request)))

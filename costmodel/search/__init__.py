@@ -290,11 +290,7 @@ def _without_crumbs(splits: tuple[Split, Split, Split]) -> tuple[Split, Split, S
 
 
 def _notes(problem: Problem, top: int, others: int) -> tuple[str, ...]:
-    notes = []
-    if problem.formulation.name == "flexgen" and problem.hardware.flexgen_constants is None:
-        notes.append(
-            f"the flexgen constants are derived from the rates of {problem.hardware.name}: the published ones exist only for t4-flexgen"
-        )
+    notes = list(problem.formulation.notes(problem.hardware))
     if others + 1 < top:
         notes.append(f"only {others + 1} combinations of switches fit this request, so --top {top} shows {others + 1}")
     return tuple(notes)

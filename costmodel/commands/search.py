@@ -1,0 +1,73 @@
+"""Find the policy of highest throughput for a machine, a model and a workload, and prove it."""
+
+import argparse
+from collections.abc import Sequence
+
+from costmodel.commands import arguments, output, outcome, parsing
+from costmodel.search import search
+
+EPILOG = """\
+examples:
+  %(prog)s
+      where OPT-30B should live on a T4, and how fast it will be
+  %(prog)s --gpu rtx3090 --model opt-66b --cpu-memory 64GiB --disk-read 3GB/s
+      the same for your own machine: the catalogue's GPU, your memory and disk
+  %(prog)s --model ./Llama-3-70B/config.json --num-prompts 1000 --max-latency 600
+      any decoder-only model, a job of 1000 prompts, blocks of at most ten minutes
+  %(prog)s --compress-weights off --compress-cache off --top 3
+      without lossy compression; the best three combinations of switches
+  %(prog)s --save-policy policy.json --plot policy.png --json - | jq .estimate
+      keep the policy and a picture of it; everything as JSON
+
+exit codes: 0 found, 2 bad input, 3 nothing fits (the message says what would), 4 solver failure
+"""
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "tierwise search") -> int:
+    """Run the command; its exit code."""
+    return outcome.ended(lambda: _run(_parser(prog).read(argv)))
+
+
+def _parser(prog: str) -> parsing.Parser:
+    parser = parsing.Parser(
+        prog=prog,
+        description=(
+            "Find where weights, KV cache and activations should live (GPU, CPU memory, disk),\n"
+            "the batch shape and the switches that generate the most tokens per second, and prove\n"
+            "that no other choice does better."
+        ),
+        epilog=EPILOG,
+    )
+    arguments.add_machine(parser)
+    arguments.add_work(parser)
+    arguments.add_latency(parser)
+    group = arguments.add_policy(
+        parser,
+        title="what is already decided",
+        about="Everything is searched, except what is given here.",
+        auto="auto, the default, searches it",
+    )
+    group.add_argument(
+        "--top",
+        metavar="K",
+        type=parsing.whole_number(1),
+        default=1,
+        help="also show the best policies with other switches, K in all (default: %(default)s)",
+    )
+    arguments.add_output(parser, figure="where everything lives and what is busy", policy=True)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    arguments.check_files(args)
+    result = search(**arguments.request(args), top=args.top)
+    written = output.write(args, data=result.to_dict(), policy=result.policy)
+    if args.plot is not None:
+        from costmodel import figures
+
+        written.append(output.draw(figures.policy_figure(result), args.plot))
+    if args.json != parsing.STANDARD_OUTPUT:
+        from costmodel.commands import report, terminal
+
+        terminal.show(*report.search_report(result, written=written))
+    return 0
