@@ -1,1 +1,1 @@
-"""Will measure a machine by timing what the runtime executes, as a hardware file; empty until a later version."""
+"""Measures a machine by timing what the runtime executes, and writes it as a hardware file."""

@@ -1,0 +1,262 @@
+"""A profile as a hardware file: each field from the figure that stands for it, its spread and its origin."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import costmodel
+from costmodel.errors import TierwiseError
+from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links, Quantity, Rate, Source
+from profiler import pairs
+from profiler.compute import dtype_name
+from profiler.fit import Line, fit_line, unhidden_share
+from profiler.session import Profile
+from profiler.timing import LEAST_REPEATS, Figure, quartiles, spread_of
+
+MEASURED = "profile"
+BUDGET = "budget"
+ENGINE = "engine"
+
+MEASURED_SCHEMA = "tierwise.measured/1"
+
+
+def hardware(found: Profile, *, name: str) -> Hardware:
+    """The hardware file of a profile."""
+    record = found.environment
+    cpu, gpu = record["cpu"], record["gpu"]
+    cores = f"{cpu['name']}, {cpu['cores_usable']} cores"
+    return Hardware(
+        name=name,
+        description=_description(found),
+        gpu=_gpu(found, cores if gpu is None else gpu["name"]),
+        cpu=_cpu(found, cores),
+        disk=Disk(name=_disk_name(record["file_system"]), memory_bytes=_plain(found.capacity.disk_bytes)),
+        links=Links(
+            cpu_to_gpu=link(_copies(found, "cpu_to_gpu")),
+            gpu_to_cpu=link(_copies(found, "gpu_to_cpu")),
+            disk_read=link(disk_curve(found, "disk_read")),
+            disk_write=link(disk_curve(found, "disk_write")),
+        ),
+        engine=_engine(found),
+        sources=_sources(found),
+        measured=_measured(found),
+    )
+
+
+def _gpu(found: Profile, name: str) -> Gpu:
+    results, device = found.results, found.device.type
+    on = {"device": device}
+    decode = results.select("decode_attention", **on)
+    return Gpu(
+        name=name,
+        kind=("rocm" if torch.version.hip else "cuda") if device == "cuda" else "cpu",
+        memory_bytes=_plain(found.capacity.gpu_bytes, BUDGET),
+        # What planning uses it for is mostly reading the cache; products have their own curve.
+        memory_bytes_per_s=_middle(decode),
+        matmul_flops_per_s=_curve(products(found), "rows"),
+        attention_flops_per_s=_curve(results.select("prefill_attention", **on), "tokens"),
+        dequantize_values_per_s=_middle(results.select("dequantize", **on)),
+        layer_launch_s=_launch(found),
+    )
+
+
+def _cpu(found: Profile, name: str) -> Cpu:
+    on = found.results.select("decode_attention", device="cpu")
+    call_s = found.results.select("attention_call", device="cpu")
+    return Cpu(
+        name=name,
+        memory_bytes=_plain(found.capacity.cpu_bytes, BUDGET),
+        attention_bytes_per_s=_middle(on),
+        attention_call_s=_middle(call_s) if call_s else None,
+        dequantize_values_per_s=_middle(found.results.select("dequantize", device="cpu")),
+    )
+
+
+def products(found: Profile) -> list[Figure]:
+    """The matrix products in the runtime's dtype, by rows."""
+    return found.results.select("matmul", device=found.device.type, dtype=dtype_name(found.dtype))
+
+
+def disk_curve(found: Profile, name: str) -> list[Figure]:
+    """Reads or writes as the runtime makes them, by size."""
+    return found.results.select(name, method="direct" if found.offload["direct"] else "buffered")
+
+
+def _copies(found: Profile, name: str) -> list[Figure]:
+    return found.results.select(name, memory="pinned" if found.device.type == "cuda" else "host")
+
+
+def line(figures: Sequence[Figure]) -> Line:
+    """Latency and bandwidth of a curve over bytes."""
+    return fit_line([figure.number("bytes") for figure in figures], [figure.seconds for figure in figures])
+
+
+def link(figures: Sequence[Figure]) -> Link:
+    """A link with the spreads that its smallest and largest transfers leave to latency and bandwidth."""
+    if not figures:
+        raise TierwiseError("no transfer was measured: the time was up before the first one")
+    fitted = line(figures)
+    largest = max(figures, key=lambda figure: figure.number("bytes"))
+    smallest = min(figures, key=lambda figure: figure.number("bytes"))
+    return Link(
+        bytes_per_s=Quantity(value=fitted.bytes_per_s, source=MEASURED, spread=_spread(largest)),
+        latency_s=Quantity(value=fitted.latency_s, source=MEASURED, spread=_spread(smallest)),
+    )
+
+
+def _curve(figures: Sequence[Figure], key: str) -> Rate:
+    if not figures:
+        raise TierwiseError(f"no rate over {key} was measured: the time was up before the first one")
+    best = max(figures, key=lambda figure: figure.median)
+    knots = tuple(sorted((float(figure.number(key)), figure.median) for figure in figures))
+    return Rate(value=best.median, source=MEASURED, spread=_spread(best), curve=knots)
+
+
+def _middle(figures: Sequence[Figure]) -> Quantity:
+    """The middle of a curve that planning takes for a constant; its spread covers what differs along the curve."""
+    if not figures:
+        raise TierwiseError("a rate was not measured: the time was up before it")
+    ordered = sorted(figures, key=lambda figure: figure.median)
+    chosen = ordered[len(ordered) // 2]
+    spread = _spread(chosen)
+    if spread is not None and len(ordered) > 1:
+        along = [value for figure in ordered for value in (*quartiles(figure.values), figure.median)]
+        spread = max(spread, round(spread_of(along), 4))
+    return Quantity(value=chosen.median, source=MEASURED, spread=spread)
+
+
+def _launch(found: Profile) -> Quantity:
+    return _middle(found.results.select("layer_launch", device=found.device.type))
+
+
+def _engine(found: Profile) -> Engine:
+    share, spread = overlap_share(found)
+    return Engine(
+        name="tierwise",
+        unhidden_share=Quantity(value=share, source=MEASURED, spread=spread),
+        stages="layer",
+        weight_loads="spread",
+        cache_loads="overlapped",
+        prefill_logits="last",
+        attention_scores="fused",
+        attention_causal_share=Quantity(value=1.0, source=ENGINE),
+    )
+
+
+def overlap_share(found: Profile) -> tuple[float, float | None]:
+    """The unhidden share of loads and compute, and its spread over the rounds.
+
+    The loads that planning hides are those of the slowest link in use: reads of the disk, and copies to the
+    first tier where there is a second one. For each, compute hides the link or the link hides compute; all of
+    these count alike.
+    """
+    beside = [pairs.READ]
+    if found.capacity.cpu_bytes > 0:
+        beside.append(pairs.COPY)
+    rounds: dict[int, list[float]] = {}
+    for load in beside:
+        for compute in (pairs.MANY_ROWS, pairs.ONE_ROW):
+            slowed = found.results.select("slowdown", work=compute, beside=load)
+            slowing = found.results.select("slowdown", work=load, beside=compute)
+            if not slowed or not slowing:
+                continue
+            for index, (one, other) in enumerate(zip(slowed[0].samples, slowing[0].samples, strict=True)):
+                rounds.setdefault(index, []).extend((unhidden_share(one, other), unhidden_share(other, one)))
+    if not rounds:
+        raise TierwiseError("overlap was not measured: the time was up before it")
+    means = [statistics.fmean(values) for values in rounds.values()]
+    return statistics.median(means), round(spread_of(means), 4) if len(means) >= LEAST_REPEATS else None
+
+
+def _plain(value: float, source: str = MEASURED) -> Quantity:
+    return Quantity(value=float(value), source=source)
+
+
+def _spread(figure: Figure) -> float | None:
+    return None if figure.stated_spread is None else round(figure.stated_spread, 4)
+
+
+def _disk_name(record: dict[str, Any]) -> str:
+    model = record.get("model", "unknown")
+    return f"{record['device']} ({record['kind']})" + (f", {model}" if model != "unknown" else "")
+
+
+def _description(found: Profile) -> str:
+    kind = (
+        "CUDA"
+        if found.device.type == "cuda"
+        else "no GPU: the first tier is a budget of host memory, and the CPU computes"
+    )
+    how = f"{found.effort.name}, {found.effort.rounds} rounds, {found.seconds:.0f} s"
+    return f"Measured by tierwise profile ({how}); {kind}."
+
+
+def _sources(found: Profile) -> dict[str, Source]:
+    date, room = found.environment["date"], found.capacity
+    version = f"tierwise {costmodel.__version__} at {found.environment['commit']}, torch {found.environment['torch']}"
+    return {
+        MEASURED: Source(
+            title=f"Measured on this machine by tierwise profile ({version}): medians; details under 'measured'",
+            date=date,
+        ),
+        BUDGET: Source(title=f"First tier: {room.gpu_origin}; second tier: {room.cpu_origin}", date=date),
+        ENGINE: Source(
+            title="Read in the runtime's source: rates of attention count the whole score matrix", date=date
+        ),
+    }
+
+
+def _measured(found: Profile) -> dict[str, Any]:
+    room, host = found.capacity, found.capacity.host
+    return {
+        "schema": MEASURED_SCHEMA,
+        "effort": found.effort.name,
+        "rounds": found.effort.rounds,
+        "seconds": round(found.seconds, 1),
+        "compute_dtype": dtype_name(found.dtype),
+        "notes": found.notes,
+        "environment": found.environment,
+        "capacity": {
+            "host_total_bytes": host.total_bytes,
+            "host_available_bytes": host.available_bytes,
+            "host_limited_by": host.limited_by,
+            "pinnable_bytes": room.pinnable_bytes,
+        },
+        "disk": {**found.offload, "settings": found.disk_settings},
+        "fits": {
+            name: {
+                "latency_s": fitted.latency_s,
+                "bytes_per_s": fitted.bytes_per_s,
+                "largest_miss": round(fitted.error, 4),
+            }
+            for name, fitted in (
+                (name, line(curve))
+                for name, curve in (
+                    ("cpu_to_gpu", _copies(found, "cpu_to_gpu")),
+                    ("gpu_to_cpu", _copies(found, "gpu_to_cpu")),
+                    ("disk_read", disk_curve(found, "disk_read")),
+                    ("disk_write", disk_curve(found, "disk_write")),
+                )
+            )
+        },
+        "figures": [_figure(figure) for figure in found.results.figures.values()],
+    }
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    first, third = quartiles(figure.values)
+    return {
+        "name": figure.name,
+        **dict(figure.at),
+        "unit": figure.unit,
+        "median": _significant(figure.median),
+        "interquartile_range": [_significant(first), _significant(third)],
+        "repeats": len(figure.samples),
+        **({"wide": True} if figure.wide else {}),
+    }
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -1,0 +1,190 @@
+"""Timing attention, 4-bit values and a whole decoder layer with the functions that the runtime executes."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from profiler.compute import call, compute_dtype, dtype_name, random_weights
+from profiler.effort import Effort
+from profiler.timing import Place, Reading, Results, Task, Timer, time_tasks
+from runtime import attention, layers, quantization
+
+HEAD_DIM = 128
+
+FUSED_ROWS = (1, 8, 128)
+"""Rows of the products with 4-bit weights: through the fused kernel, and through dequantised weights."""
+
+_SCALE = HEAD_DIM**-0.5
+
+
+def heads_of(batch: int, heads: int, tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(batch, heads, tokens, head_dim) of random values."""
+    return random_weights(batch * heads * tokens, HEAD_DIM, dtype, device).view(batch, heads, tokens, HEAD_DIM)
+
+
+class PrefillAttention:
+    """Attention among a prompt's tokens."""
+
+    def __init__(self, device: torch.device, effort: Effort, weight: float) -> None:
+        self.device, self.effort, self.weight = device, effort, weight
+        self.dtype = compute_dtype(device)
+        self.title = f"prefill attention on the {_processor(device)}"
+
+    def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
+        """FLOP/s of the whole score matrix, over tokens."""
+        return time_tasks(self._tasks(), len(self.effort.prompts), timer=timer, budget_s=budget_s, previous=previous)
+
+    def _tasks(self) -> Iterator[Task]:
+        heads = self.effort.num_heads
+        for tokens in self.effort.prompts:
+            q, k, v = (heads_of(1, heads, tokens, self.dtype, self.device) for _ in range(3))
+            yield Task(
+                name="prefill_attention",
+                at={"device": self.device.type, "dtype": dtype_name(self.dtype), "heads": heads, "tokens": tokens},
+                unit="FLOP/s",
+                work=4.0 * heads * HEAD_DIM * tokens**2,
+                body=call(attention.prefill, q, k, v, scale=_SCALE),
+            )
+
+
+class DecodeAttention:
+    """Attention of one new token over a cache that no processor's cache holds."""
+
+    def __init__(self, device: torch.device, effort: Effort, weight: float) -> None:
+        self.device, self.effort, self.weight = device, effort, weight
+        self.dtype = compute_dtype(device)
+        self.title = f"decode attention on the {_processor(device)}"
+
+    def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
+        """Bytes/s of K and V over context, and seconds of a call over next to nothing."""
+        count = len(self.effort.contexts)
+        readings = time_tasks(self._tasks(), count, timer=timer, budget_s=budget_s * 0.95, previous=previous)
+        q, k, v = (heads_of(1, self.effort.num_heads, 1, self.dtype, self.device) for _ in range(3))
+        samples = timer.samples(call(attention.decode, q, k, v, scale=_SCALE), budget_s=budget_s * 0.05)
+        at = (("device", self.device.type), ("dtype", dtype_name(self.dtype)))
+        return [*readings, Reading(name="attention_call", at=at, unit="s", work=None, samples=samples)]
+
+    def _tasks(self) -> Iterator[Task]:
+        heads, dtype = self.effort.num_heads, self.dtype
+        for context in self.effort.contexts:
+            batch = max(1, self.effort.working_set_bytes // (2 * heads * context * HEAD_DIM * dtype.itemsize))
+            q = heads_of(batch, heads, 1, dtype, self.device)
+            k, v = (heads_of(batch, heads, context, dtype, self.device) for _ in range(2))
+            at: Place = {"device": self.device.type, "dtype": dtype_name(dtype), "heads": heads, "context": context}
+            yield Task(
+                name="decode_attention",
+                at={**at, "batch": batch},
+                unit="bytes/s",
+                work=k.nbytes + v.nbytes,
+                body=call(attention.decode, q, k, v, scale=_SCALE),
+            )
+
+
+def _processor(device: torch.device) -> str:
+    return "GPU" if device.type == "cuda" else "CPU"
+
+
+class Quantization:
+    """To 4 bits and back, and products with 4-bit weights."""
+
+    title = "4-bit values"
+
+    def __init__(self, device: torch.device, effort: Effort, weight: float) -> None:
+        self.device, self.effort, self.weight = device, effort, weight
+        self.dtype = compute_dtype(device)
+
+    def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
+        """Values/s of a cache each way; FLOP/s of products that take 4-bit weights."""
+        return time_tasks(self._tasks(), 2 + len(FUSED_ROWS), timer=timer, budget_s=budget_s, previous=previous)
+
+    def _tasks(self) -> Iterator[Task]:
+        heads, hidden = self.effort.num_heads, self.effort.hidden_size
+        at: Place = {"device": self.device.type, "dtype": dtype_name(self.dtype)}
+        tokens = max(1, self.effort.working_set_bytes // (32 * heads * HEAD_DIM * self.dtype.itemsize))
+        plain = heads_of(1, heads, tokens, self.dtype, self.device)
+        group_size = quantization.cache_group_size(HEAD_DIM)
+        packed = quantization.quantize(plain, group_size=group_size)
+        values: Place = {**at, "values": plain.numel()}
+        yield Task(
+            name="dequantize",
+            at=values,
+            unit="values/s",
+            work=plain.numel(),
+            body=call(quantization.dequantize, packed, dtype=self.dtype, out=plain),
+        )
+        yield Task(
+            name="quantize",
+            at=values,
+            unit="values/s",
+            work=plain.numel(),
+            body=call(quantization.quantize_into, plain, packed),
+        )
+        del plain, packed
+        weight = quantization.quantize_linear(random_weights(hidden, hidden, self.dtype, self.device))
+        states = random_weights(max(FUSED_ROWS), hidden, self.dtype, self.device)
+        for rows in FUSED_ROWS:
+            yield Task(
+                name="linear_4bit",
+                at={**at, "hidden": hidden, "rows": rows},
+                unit="FLOP/s",
+                work=2.0 * hidden * hidden * rows,
+                body=call(quantization.linear_4bit, states[:rows], weight),
+            )
+
+
+class WholeLayer:
+    """A decoder layer of OPT's kind: so narrow that only its overhead is left, and at full width."""
+
+    title = "decoder layers"
+
+    def __init__(self, device: torch.device, effort: Effort, weight: float) -> None:
+        self.device, self.effort, self.weight = device, effort, weight
+        self.dtype = compute_dtype(device)
+
+    def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
+        """Seconds to launch one layer; seconds of one in decode, which the parts above should add up to."""
+        began = timer.now()
+        at = (("device", self.device.type), ("dtype", dtype_name(self.dtype)))
+        narrow = _decode_body(64, 1, 64, batch=1, context=8, dtype=self.dtype, device=self.device)
+        samples = timer.samples(narrow, budget_s=budget_s * 0.4)
+        readings = [Reading(name="layer_launch", at=at, unit="s", work=None, samples=samples)]
+        hidden, heads, context = self.effort.hidden_size, self.effort.num_heads, self.effort.contexts[0]
+        wide = _decode_body(hidden, heads, HEAD_DIM, batch=8, context=context, dtype=self.dtype, device=self.device)
+        left_s = max(0.0, budget_s - (timer.now() - began))
+        place = (*at, ("hidden", hidden), ("batch", 8), ("context", context))
+        samples = timer.samples(wide, budget_s=left_s)
+        return [*readings, Reading(name="layer_decode", at=place, unit="s", work=None, samples=samples)]
+
+
+def _decode_body(
+    hidden: int, heads: int, head_dim: int, *, batch: int, context: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[], None]:
+    """One layer over one new token of each prompt, its context full."""
+
+    def matrix(out: int, into: int) -> layers.Linear:
+        return layers.Linear(
+            weight=random_weights(out, into, dtype, device), bias=torch.zeros(out, dtype=dtype, device=device)
+        )
+
+    def norms() -> layers.Norms:
+        ones = torch.ones(hidden, dtype=dtype, device=device)
+        return layers.Norms(before=layers.Norm(kind="layer", weight=ones, bias=torch.zeros_like(ones)))
+
+    query, key, value, out = (matrix(hidden, hidden) for _ in range(4))
+    weights = layers.LayerWeights(
+        query=query,
+        key=key,
+        value=value,
+        out=out,
+        up=matrix(4 * hidden, hidden),
+        down=matrix(hidden, 4 * hidden),
+        attention_norms=norms(),
+        mlp_norms=norms(),
+    )
+    shape = layers.LayerShape(num_heads=heads, num_kv_heads=heads, head_dim=head_dim)
+    room = (batch, heads, context, head_dim)
+    cache = layers.LayerCache(
+        keys=torch.zeros(room, dtype=dtype, device=device), values=torch.zeros(room, dtype=dtype, device=device)
+    )
+    states = random_weights(batch, hidden, dtype, device).view(batch, 1, hidden)
+    return call(layers.decoder_layer_decode, states, weights, shape, cache, position=context - 1)

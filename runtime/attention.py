@@ -1,0 +1,140 @@
+"""Attention over the prompt and over the cache, for any number of kv heads that divides the heads.
+
+Caches are (batch, kv heads, tokens, head dim). Masks are boolean, True where a key may be seen; there is
+no infinity in them, so a row that sees nothing is finite too.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from costmodel.errors import InputError
+
+WHOLE_CACHE_RATIO = 4.0
+"""Room : tokens up to which decode in 16 bits on a CPU reads a cache's unused room too. oneDNN's ``bmm`` copies
+an operand whose batches do not touch: over 512 tokens, a cache with room for 512, 576, 2048, 3072 takes 73,
+73, 206, 386 ms as a whole and 74, 431, 343, 394 ms without the room (batch 32, 32 heads of 128; AMD
+EPYC, torch 2.13, one thread, least of 8, other programs running: trust the ratios). fp32 copies nothing."""
+
+
+def prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    key_padding_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of a prompt: q (batch, heads, tokens, head dim), k and v with kv heads, gives q's shape.
+
+    ``key_padding_mask`` (batch, tokens), True for real tokens; None: no padding. ``bias``, added to the
+    scaled scores, broadcasts to (batch, heads, tokens, tokens). Rows of padding hold finite values
+    without meaning.
+    """
+    _check(q, k, v)
+    batch, _, tokens, _ = q.shape
+    if k.shape[2] != tokens:
+        raise InputError(f"q has {tokens} tokens and k has {k.shape[2]}: a prompt attends to itself")
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:  # copies of a prompt's keys are small beside its scores; a cache is never copied
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if bias is None and key_padding_mask is None:
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    if key_padding_mask is not None and tuple(key_padding_mask.shape) != (batch, tokens):
+        raise InputError(f"key_padding_mask has shape {tuple(key_padding_mask.shape)}: it must be {(batch, tokens)}")
+    if bias is None and key_padding_mask is not None and q.device.type == "cpu":
+        padding = _left_padding(key_padding_mask)
+        if padding is not None:
+            return _prefill_left_padded(q, k, v, padding, scale)
+    mask = causal_mask(tokens, key_padding_mask, device=q.device)
+    if bias is not None:
+        mask = torch.where(mask, bias.to(q.dtype), torch.finfo(q.dtype).min)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Attention of one new token: q (batch, heads, 1, head dim) over caches (batch, kv heads, room, head dim).
+
+    ``mask`` (batch, tokens), True where a key may be seen, also says how many tokens of the room are
+    filled; None: all of it. Room beyond them must hold finite values (``torch.zeros``), because it may
+    be read and multiplied with 0. ``bias``, added to the scaled scores, broadcasts to (batch, heads,
+    tokens). Products in the caches' type, softmax in fp32; returns (batch, heads, 1, head dim).
+    """
+    _check(q, k_cache, v_cache)
+    batch, heads, new_tokens, head_dim = q.shape
+    if new_tokens != 1:
+        raise InputError(f"q has {new_tokens} tokens: decode takes one")
+    room = k_cache.shape[2]
+    tokens = room if mask is None else mask.shape[1]
+    if mask is not None and (mask.dim() != 2 or mask.shape[0] != batch or tokens > room):
+        raise InputError(f"mask has shape {tuple(mask.shape)}: it must be ({batch}, at most {room})")
+    span = room if _read_whole(k_cache, tokens) else tokens
+    products = batch * k_cache.shape[1]
+    keys, values = (cache[:, :, :span].reshape(products, span, head_dim) for cache in (k_cache, v_cache))
+    query = (q * scale).reshape(products, heads // k_cache.shape[1], head_dim)
+    scores = torch.bmm(query, keys.transpose(1, 2)).view(batch, heads, span).float()
+    if bias is not None:
+        scores[..., :tokens] += bias
+    lowest = torch.finfo(torch.float32).min
+    scores[..., tokens:] = lowest
+    if mask is not None:
+        scores[..., :tokens].masked_fill_(~mask[:, None, :], lowest)
+    weights = torch.softmax(scores, dim=-1).to(v_cache.dtype).view(products, -1, span)
+    return torch.bmm(weights, values).view(batch, heads, 1, head_dim)
+
+
+def causal_mask(tokens: int, key_padding_mask: Tensor | None = None, *, device: torch.device | str = "cpu") -> Tensor:
+    """Boolean (1 or batch, 1, tokens, tokens): real tokens up to oneself, and oneself even if padding."""
+    causal = torch.ones((tokens, tokens), dtype=torch.bool, device=device).tril_()
+    if key_padding_mask is None:
+        return causal[None, None]
+    itself = torch.eye(tokens, dtype=torch.bool, device=device)
+    return (causal & (key_padding_mask.bool()[:, None, :] | itself))[:, None]
+
+
+def _left_padding(key_padding_mask: Tensor) -> list[int] | None:
+    """Padding tokens that open each row; None if a row has padding anywhere else."""
+    mask = key_padding_mask.bool()
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        return None
+    padding: list[int] = (mask.shape[1] - mask.sum(1)).tolist()
+    return padding
+
+
+def _prefill_left_padded(q: Tensor, k: Tensor, v: Tensor, padding: list[int], scale: float) -> Tensor:
+    """Attention of each run of rows with equal padding, without that padding: no mask and no work for it."""
+    batch, heads, tokens, head_dim = q.shape
+    out = q.new_zeros((batch, tokens, heads, head_dim)).transpose(1, 2)  # the layout that the layer flattens
+    first = 0
+    while first < batch:
+        last = first
+        while last < batch and padding[last] == padding[first]:
+            last += 1
+        part = (slice(first, last), slice(None), slice(padding[first], None))
+        if padding[first] < tokens:
+            out[part] = functional.scaled_dot_product_attention(q[part], k[part], v[part], is_causal=True, scale=scale)
+        first = last
+    return out
+
+
+def _read_whole(cache: Tensor, tokens: int) -> bool:
+    """Whether reading the unused room too is cheaper than the copy that ``bmm`` makes without it."""
+    copies = cache.device.type == "cpu" and cache.dtype in (torch.bfloat16, torch.float16)
+    return copies and cache.is_contiguous() and cache.shape[2] <= WHOLE_CACHE_RATIO * tokens
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
+        shapes = ", ".join(str(tuple(part.shape)) for part in (q, k, v))
+        raise InputError(f"q, k and v have shapes {shapes}: they must be (batch, heads, tokens, head dim)")
+    if (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]) or q.shape[1] % k.shape[1]:
+        raise InputError(f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}: batch and head dim must be equal")

@@ -1,0 +1,228 @@
+"""The third tier: direct I/O between files and host memory, several pieces in flight.
+
+Data goes past the page cache (``O_DIRECT``) where the file system takes it, and otherwise through it with the
+pages dropped behind (``posix_fadvise``), so that what the policy keeps on disk does not take host memory.
+Any offset and length will do: the unaligned ends of a transfer take the buffered way.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from costmodel import units
+from costmodel.errors import TierwiseError
+from runtime.pending import OnThreads
+from runtime.tiers import ALIGNMENT
+
+DEFAULT_THREADS = 8
+DEFAULT_CHUNK_BYTES = 4 * 2**20
+
+_NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+class DiskError(TierwiseError):
+    """The disk failed, is full, or holds less than it should: names the file, the place and the reason."""
+
+    exit_code = 5
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes ``start`` to ``stop`` of a transfer, which one call moves."""
+
+    start: int
+    stop: int
+    direct: bool
+
+
+def pieces(offset: int, nbytes: int, address: int, *, chunk_bytes: int, direct: bool) -> Iterator[Piece]:
+    """Cut a transfer at multiples of ``chunk_bytes`` of the file; its unaligned ends are not direct.
+
+    ``address`` is where it starts in memory. Direct I/O needs offset and address equally misaligned.
+    """
+    direct = direct and (address - offset) % ALIGNMENT == 0
+    head = min(-offset % ALIGNMENT, nbytes) if direct else 0
+    tail = max(head, nbytes - (offset + nbytes) % ALIGNMENT) if direct else nbytes
+    if head:
+        yield Piece(0, head, direct=False)
+    start = head
+    while start < tail:
+        stop = min(tail, start + chunk_bytes - (offset + start) % chunk_bytes)
+        yield Piece(start, stop, direct)
+        start = stop
+    if tail < nbytes:
+        yield Piece(tail, nbytes, direct=False)
+
+
+class DiskFile:
+    """One open file of the offload directory.
+
+    ``direct`` says whether its data bypasses the page cache; it turns ``False`` where the file system
+    refuses. ``writable`` creates the file where it is missing. Use as a context manager, or call
+    :meth:`close`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False, direct: bool = True) -> None:
+        self.path = Path(path)
+        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+        self._direct_fd: int | None = None
+        try:
+            self._fd = os.open(self.path, flags | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DiskError(f"{self.path}: cannot be opened: {error.strerror}") from None
+        try:
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead: transfers are whole already
+            if direct and hasattr(os, "O_DIRECT"):
+                self._direct_fd = os.open(self.path, (flags & ~os.O_CREAT) | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError as error:
+            if error.errno not in _NOT_DIRECT:
+                os.close(self._fd)
+                raise DiskError(f"{self.path}: cannot be opened: {error.strerror}") from None
+        self.direct = self._direct_fd is not None
+
+    @property
+    def nbytes(self) -> int:
+        """The file's present length."""
+        return os.fstat(self._fd).st_size
+
+    def allocate(self, nbytes: int) -> None:
+        """Make the file at least this long, its blocks taken now; a full disk is a :class:`DiskError`."""
+        try:
+            os.posix_fallocate(self._fd, 0, nbytes)
+        except OSError as error:
+            if error.errno not in _NOT_DIRECT:
+                raise self.failed(f"reserving {units.format_bytes(nbytes)}", error) from None
+            if nbytes > self.nbytes:
+                os.ftruncate(self._fd, nbytes)
+
+    def flush(self) -> None:
+        """Return once what was written is on the disk."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise self.failed("flushing", error) from None
+
+    def drop_cache(self) -> None:
+        """Write out and forget the file's pages, so that the next read comes from the disk."""
+        self.flush()
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def read(self, into: memoryview, offset: int, *, direct: bool) -> None:
+        """Fill ``into`` from ``offset`` on; returns when it is full."""
+        self._move(os.preadv, "reading", into, offset, direct)
+        if not direct or not self.direct:
+            os.posix_fadvise(self._fd, offset, len(into), os.POSIX_FADV_DONTNEED)
+
+    def write(self, out_of: memoryview, offset: int, *, direct: bool) -> None:
+        """Write all of ``out_of`` at ``offset``."""
+        self._move(os.pwritev, "writing", out_of, offset, direct)
+
+    def _move(self, call: object, doing: str, buffer: memoryview, offset: int, direct: bool) -> None:
+        moved = 0
+        while moved < len(buffer):
+            # After a short transfer the rest may be misaligned: it goes the buffered way.
+            use_direct = direct and self.direct and moved % ALIGNMENT == 0
+            fd = self._direct_fd if use_direct and self._direct_fd is not None else self._fd
+            try:
+                count: int = call(fd, [buffer[moved:]], offset + moved)  # type: ignore[operator]
+            except OSError as error:
+                if use_direct and error.errno in _NOT_DIRECT:
+                    self.direct = False  # the file system opens with O_DIRECT but does not serve it
+                    continue
+                place = f"{doing} {units.format_bytes(len(buffer))} at byte {offset}"
+                raise self.failed(place, error) from None
+            if count == 0:
+                raise DiskError(
+                    f"{self.path}: {doing} {units.format_bytes(len(buffer))} at byte {offset} ended after "
+                    f"{moved} bytes: the file has only {self.nbytes} bytes"
+                )
+            moved += count
+
+    def failed(self, doing: str, error: OSError) -> DiskError:
+        """The error that names this file."""
+        return DiskError(f"{self.path}: {doing} failed: {error.strerror or error}")
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        for fd in (self._direct_fd, self._fd):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self._direct_fd, self._fd = None, -1
+
+    def __enter__(self) -> "DiskFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class DiskPool:
+    """Threads that read and write files; ``threads`` pieces of ``chunk_bytes`` are in flight at a time.
+
+    Leaving the context after an error drops what has not begun, and waits for what has.
+    """
+
+    def __init__(self, *, threads: int = DEFAULT_THREADS, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}: it must be at least 1")
+        if chunk_bytes < ALIGNMENT or chunk_bytes % ALIGNMENT:
+            raise ValueError(f"chunk_bytes is {chunk_bytes}: it must be a multiple of {ALIGNMENT}")
+        self.threads, self.chunk_bytes = threads, chunk_bytes
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tierwise-disk")
+
+    def read(self, file: DiskFile, offset: int, into: torch.Tensor, *, direct: bool = True) -> OnThreads:
+        """Start filling a contiguous host tensor from ``offset`` on; ``direct=False``: through the page cache."""
+        buffer = _memory(into)
+        return OnThreads(
+            [
+                self._pool.submit(
+                    file.read, buffer[piece.start : piece.stop], offset + piece.start, direct=piece.direct
+                )
+                for piece in self._pieces(file, offset, into, direct)
+            ]
+        )
+
+    def write(self, file: DiskFile, offset: int, out_of: torch.Tensor, *, direct: bool = True) -> OnThreads:
+        """Start writing a contiguous host tensor at ``offset``; ``direct=False``: into the page cache."""
+        buffer = _memory(out_of)
+        return OnThreads(
+            [
+                self._pool.submit(
+                    file.write, buffer[piece.start : piece.stop], offset + piece.start, direct=piece.direct
+                )
+                for piece in self._pieces(file, offset, out_of, direct)
+            ]
+        )
+
+    def _pieces(self, file: DiskFile, offset: int, tensor: torch.Tensor, direct: bool) -> Iterator[Piece]:
+        direct = direct and file.direct
+        return pieces(offset, tensor.nbytes, tensor.data_ptr(), chunk_bytes=self.chunk_bytes, direct=direct)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """End the threads when what was started is done; ``cancel`` drops what has not begun."""
+        self._pool.shutdown(wait=True, cancel_futures=cancel)
+
+    def __enter__(self) -> "DiskPool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(cancel=error is not None)
+
+
+def _memory(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous host tensor, shared."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise ValueError("disk transfers need a contiguous tensor in host memory")
+    if tensor.nbytes == 0:
+        return memoryview(b"")
+    return tensor.view(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,314 @@
+"""One decoder layer for every family: which norms, biases and matrices exist is data.
+
+A sublayer (attention or MLP) may have a norm in three places, each of which some family leaves out:
+
+    x + output(sublayer(before(x))), then residual(·)
+
+Most models have ``before``; opt-350m has ``residual`` only (post-norm); GLM-4 has ``before`` and
+``output``. All functions take hidden states (batch, tokens, hidden) and return new ones; a cache is
+written in place. Nothing here knows where a tensor came from, only that all lie on one device.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from costmodel.errors import InputError
+from runtime import attention, quantization
+from runtime.quantization import Quantized, Quantized4bitLinear
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "gelu_fast": partial(functional.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": functional.silu,
+    "swish": functional.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "relu2": lambda x: functional.relu(x).square(),
+    "linear": lambda x: x,
+}
+"""The names of a config's ``activation_function`` or ``hidden_act``, as transformers spells them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Norm:
+    """LayerNorm (``"layer"``) or RMSNorm (``"rms"``) over the last dimension; weight and bias (hidden,) or none."""
+
+    kind: Literal["layer", "rms"]
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Linear:
+    """A weight (out, in), as it is or in 4 bits, and perhaps a bias (out,)."""
+
+    weight: Tensor | Quantized4bitLinear
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Norms:
+    """The norms of a sublayer: before it, on its output, and after the residual sum."""
+
+    before: Norm | None = None
+    output: Norm | None = None
+    residual: Norm | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """What a layer's weights do not say themselves; :class:`InputError` if kv heads do not divide heads.
+
+    ``attention_scale`` multiplies the scores: head_dim ** -0.5 by default.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    activation: str = "relu"
+    attention_scale: float = math.nan
+
+    def __post_init__(self) -> None:
+        for field in ("num_heads", "num_kv_heads", "head_dim"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} is {getattr(self, field)}: it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(f"num_kv_heads is {self.num_kv_heads}: it must divide num_heads, {self.num_heads}")
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(sorted(ACTIVATIONS))
+            raise InputError(f"activation is {self.activation!r}: it must be one of {known}")
+        if math.isnan(self.attention_scale):
+            object.__setattr__(self, "attention_scale", self.head_dim**-0.5)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerWeights:
+    """The matrices of one layer; ``gate`` makes the MLP down(activation(gate(x)) · up(x)).
+
+    query (heads · head dim, hidden), key and value (kv heads · head dim, hidden), out (hidden,
+    heads · head dim), up and gate (ffn, hidden), down (hidden, ffn). Any tensor may be a view into a
+    larger buffer.
+    """
+
+    query: Linear
+    key: Linear
+    value: Linear
+    out: Linear
+    up: Linear
+    down: Linear
+    gate: Linear | None = None
+    attention_norms: Norms = Norms()
+    mlp_norms: Norms = Norms()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerCache:
+    """Room for the keys and values of one layer and batch: each (batch, kv heads, room, head dim).
+
+    Allocated with zeros (see :func:`runtime.attention.decode`); plain in the compute type, or 4-bit.
+    """
+
+    keys: Tensor | Quantized
+    values: Tensor | Quantized
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit."""
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmbeddingWeights:
+    """Token table (vocabulary, embedding) and what may follow it.
+
+    ``positions`` (rows, hidden): position p is row p + ``position_offset``. ``project_in`` widens the
+    embedding to hidden before positions are added; ``norm`` comes last.
+    """
+
+    tokens: Tensor
+    positions: Tensor | None = None
+    position_offset: int = 0
+    project_in: Linear | None = None
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadWeights:
+    """Final norm, ``project_out`` and the matrix (vocabulary, embedding): the token table itself where tied."""
+
+    matrix: Linear
+    norm: Norm | None = None
+    project_out: Linear | None = None
+
+
+def linear(x: Tensor, weights: Linear) -> Tensor:
+    """``x @ weight.T + bias`` over the last dimension, from a plain or a 4-bit weight."""
+    if isinstance(weights.weight, Quantized4bitLinear):
+        return quantization.linear_4bit(x, weights.weight, weights.bias)
+    return functional.linear(x, weights.weight, weights.bias)
+
+
+def normalize(x: Tensor, norm: Norm | None) -> Tensor:
+    """The norm over the last dimension, statistics in fp32; x itself if there is none."""
+    if norm is None:
+        return x
+    if norm.kind == "layer":
+        return functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.epsilon)
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.epsilon)
+    return scaled.to(x.dtype) if norm.weight is None else norm.weight * scaled.to(x.dtype)
+
+
+def project_qkv(hidden: Tensor, weights: LayerWeights, shape: LayerShape) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (batch, heads, tokens, head dim), keys and values (batch, kv heads, tokens, head dim), as views."""
+    x = normalize(hidden, weights.attention_norms.before)
+    batch, tokens, _ = x.shape
+
+    def heads(projection: Linear, count: int) -> Tensor:
+        return linear(x, projection).view(batch, tokens, count, shape.head_dim).transpose(1, 2)
+
+    return (
+        heads(weights.query, shape.num_heads),
+        heads(weights.key, shape.num_kv_heads),
+        heads(weights.value, shape.num_kv_heads),
+    )
+
+
+def finish_layer(hidden: Tensor, attended: Tensor, weights: LayerWeights, shape: LayerShape) -> Tensor:
+    """The rest of a layer after attention: ``hidden`` is its input, ``attended`` (batch, heads, tokens, head dim)."""
+    merged = linear(attended.transpose(1, 2).flatten(2), weights.out)
+    hidden = _join(hidden, merged, weights.attention_norms)
+    x = normalize(hidden, weights.mlp_norms.before)
+    activation = ACTIVATIONS[shape.activation]
+    if weights.gate is None:
+        inner = activation(linear(x, weights.up))
+    else:
+        inner = activation(linear(x, weights.gate)) * linear(x, weights.up)
+    return _join(hidden, linear(inner, weights.down), weights.mlp_norms)
+
+
+def decoder_layer_prefill(
+    hidden: Tensor,
+    weights: LayerWeights,
+    shape: LayerShape,
+    cache: LayerCache,
+    *,
+    key_padding_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """One layer over a prompt, hidden (batch, tokens, hidden); keys and values go to the first tokens of ``cache``.
+
+    ``key_padding_mask`` (batch, tokens) is True for real tokens, ``bias`` as in :func:`attention.prefill`.
+    """
+    q, k, v = project_qkv(hidden, weights, shape)
+    _store(cache, k, v, position=0)
+    attended = attention.prefill(q, k, v, scale=shape.attention_scale, key_padding_mask=key_padding_mask, bias=bias)
+    return finish_layer(hidden, attended, weights, shape)
+
+
+def decoder_layer_decode(
+    hidden: Tensor,
+    weights: LayerWeights,
+    shape: LayerShape,
+    cache: LayerCache,
+    *,
+    position: int,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """One layer over one new token, hidden (batch, 1, hidden), whose key and value go to ``position`` of ``cache``.
+
+    ``position`` counts the tokens already there, padding included. ``mask`` (batch, position + 1) is True
+    for real tokens; None: no padding. ``bias`` as in :func:`attention.decode`.
+    """
+    q, k, v = project_qkv(hidden, weights, shape)
+    _store(cache, k, v, position=position)
+    attended = attend_cache(q, cache, shape, tokens=position + 1, mask=mask, bias=bias)
+    return finish_layer(hidden, attended, weights, shape)
+
+
+def attend_cache(
+    q: Tensor,
+    cache: LayerCache,
+    shape: LayerShape,
+    *,
+    tokens: int,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Attention of one new token over the first ``tokens`` of a cache, plain or 4-bit."""
+    if isinstance(cache.keys, Quantized) or isinstance(cache.values, Quantized):
+        keys, values = (_plain(part, tokens, q.dtype) for part in (cache.keys, cache.values))
+    else:
+        keys, values = cache.keys, cache.values
+        if mask is None and tokens < cache.room:
+            mask = torch.ones((q.shape[0], tokens), dtype=torch.bool, device=q.device)
+    return attention.decode(q, keys, values, scale=shape.attention_scale, mask=mask, bias=bias)
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position of each token (batch, tokens) among the real ones of its row; −1 for padding."""
+    mask = attention_mask.long()
+    return mask.cumsum(1) * mask - 1
+
+
+def embed(token_ids: Tensor, weights: EmbeddingWeights, *, positions: Tensor) -> Tensor:
+    """Hidden states (batch, tokens, hidden) of token ids and their positions, both (batch, tokens).
+
+    While decoding, ``positions`` are the last column of :func:`positions` of the mask so far.
+    """
+    hidden = functional.embedding(token_ids, weights.tokens)
+    if weights.project_in is not None:
+        hidden = linear(hidden, weights.project_in)
+    if weights.positions is not None:
+        rows = (positions + weights.position_offset).clamp_(min=0)
+        hidden = hidden + functional.embedding(rows, weights.positions)
+    return normalize(hidden, weights.norm)
+
+
+def lm_head(hidden: Tensor, weights: HeadWeights) -> Tensor:
+    """Logits (batch, vocabulary) of the last position of hidden states (batch, tokens, hidden), and of no other."""
+    x = normalize(hidden[:, -1], weights.norm)
+    if weights.project_out is not None:
+        x = linear(x, weights.project_out)
+    return linear(x, weights.matrix)
+
+
+def _join(hidden: Tensor, output: Tensor, norms: Norms) -> Tensor:
+    """The residual sum with its norms; may reuse the memory of ``output``."""
+    return normalize(normalize(output, norms.output).add_(hidden), norms.residual)
+
+
+def _store(cache: LayerCache, keys: Tensor, values: Tensor, *, position: int) -> None:
+    """Write keys and values (batch, kv heads, tokens, head dim) at ``position``, the rest untouched."""
+    stop = position + keys.shape[2]
+    if position < 0 or stop > cache.room:
+        raise InputError(f"tokens {position} to {stop} do not fit a cache with room for {cache.room}")
+    for new, into in ((keys, cache.keys), (values, cache.values)):
+        if isinstance(into, Quantized):
+            quantization.quantize_into(new, into.tokens(position, stop))
+        else:
+            into[:, :, position:stop] = new
+
+
+def _plain(part: Tensor | Quantized, tokens: int, dtype: torch.dtype) -> Tensor:
+    if isinstance(part, Quantized):
+        return quantization.dequantize(part.tokens(0, tokens), dtype=dtype)
+    return part[:, :, :tokens]

@@ -1,0 +1,80 @@
+"""Work that was started and is not yet done: copies between tiers, reads and writes of the disk."""
+
+import concurrent.futures
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+
+
+class Pending(ABC):
+    """Bytes on their way. Whoever started them must wait before it uses, or reuses, either end."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether the bytes have arrived (or failed to)."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Make what the caller computes next see the bytes; on CUDA only the current stream waits."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Block the calling thread until the bytes have arrived."""
+
+
+class Arrived(Pending):
+    """Nothing was left to do."""
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        return
+
+    def synchronize(self) -> None:
+        return
+
+
+class OnStream(Pending):
+    """Work queued on a CUDA stream, up to an event; ``held`` keeps its tensors alive until then."""
+
+    def __init__(self, event: torch.cuda.Event, *held: object) -> None:
+        self._event = event
+        self._held = held
+
+    @property
+    def event(self) -> torch.cuda.Event:
+        """What another stream waits for."""
+        return self._event
+
+    def done(self) -> bool:
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def wait(self) -> None:
+        torch.cuda.current_stream().wait_event(self._event)
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
+
+
+class OnThreads(Pending):
+    """Work done by threads of this process; an error in one of them is raised by whoever waits.
+
+    The first error is raised only after every part has ended, so that no thread still touches a buffer
+    that its owner is about to release.
+    """
+
+    def __init__(self, parts: Iterable[concurrent.futures.Future[None]]) -> None:
+        self._parts = tuple(parts)
+
+    def done(self) -> bool:
+        return all(part.done() for part in self._parts)
+
+    def wait(self) -> None:
+        self.synchronize()
+
+    def synchronize(self) -> None:
+        concurrent.futures.wait(self._parts)
+        for part in self._parts:
+            part.result()

@@ -1,0 +1,167 @@
+"""The two memory tiers and the copies between them, on the CPU and, where there is one, on CUDA."""
+
+import gc
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodel.errors import InputError
+from runtime import tiers
+from runtime.pending import Pending
+from runtime.transfer import PART_BYTES, Copier
+
+CPU = torch.device("cpu")
+DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.int64]
+
+
+@given(nbytes=st.integers(0, 3 * 2**21))
+def test_host_buffers_are_aligned_zeroed_and_exact(nbytes: int) -> None:
+    buffer = tiers.host_buffer(nbytes)
+    assert buffer.nbytes == nbytes
+    assert buffer.dtype is torch.uint8
+    assert buffer.data_ptr() % 4096 == 0
+    assert not buffer.any()
+
+
+def test_host_buffer_is_returned_to_the_system() -> None:
+    def mapped() -> int:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+            return int(file.read().split()[0]) * 4096
+
+    gc.collect()
+    before = mapped()
+    buffer = tiers.host_buffer(2**30)
+    assert mapped() >= before + 2**30
+    part = buffer[5:9]
+    del buffer
+    assert mapped() >= before + 2**30  # a view keeps it
+    del part
+    gc.collect()
+    assert mapped() < before + 2**29
+
+
+def test_memory_that_cannot_be_had_is_one_sentence() -> None:
+    with pytest.raises(InputError, match=r"^8388608 TiB|^[\d.e+]+ TiB of host memory cannot be allocated: "):
+        tiers.host_buffer(2**62)
+    with pytest.raises(InputError, match="nbytes is -1"):
+        tiers.host_buffer(-1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_views_share_memory(dtype: torch.dtype) -> None:
+    buffer = tiers.device_buffer(4096, CPU)
+    matrix = tiers.view(buffer, dtype, 3, 5)
+    matrix.fill_(1)
+    assert matrix.shape == (3, 5)
+    assert buffer[: 15 * dtype.itemsize].any()
+    assert not buffer[15 * dtype.itemsize :].any()
+
+
+def test_view_larger_than_its_buffer_is_refused() -> None:
+    with pytest.raises(InputError, match=r"shape \(3, 5\) of torch.float32 takes 60 bytes: the buffer has 59"):
+        tiers.view(tiers.host_buffer(59), torch.float32, 3, 5)
+
+
+def test_device_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tiers.select_device("auto") == tiers.select_device("cpu") == CPU
+    with pytest.raises(InputError, match=r"device is 'cuda': torch .* sees no CUDA device here"):
+        tiers.select_device("cuda")
+    with pytest.raises(InputError, match="device is 'tpu': one of auto, cuda, cpu"):
+        tiers.select_device("tpu")
+
+
+@pytest.mark.parametrize(("nbytes", "expected"), [(0, 0), (1, 4096), (4096, 4096), (4097, 8192)])
+def test_round_up(nbytes: int, expected: int) -> None:
+    assert tiers.round_up(nbytes) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 1, 5)])
+def test_copies_are_exact(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    source = torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    target = torch.full_like(source, 111)
+    with Copier(CPU) as copier:
+        copier.copy(target, source).wait()
+    assert torch.equal(target, source)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_large_copies_are_shared_between_threads(threads: int) -> None:
+    source = torch.arange(3 * PART_BYTES // 8 + 5)
+    target = torch.zeros_like(source)
+    with Copier(CPU, threads=threads) as copier:
+        copier.copy(target, source).wait()
+    assert torch.equal(target, source)
+
+
+def test_strided_copies_touch_only_their_part() -> None:
+    cache, new = torch.zeros(2, 3, 8, 4, dtype=torch.bfloat16), torch.randn(2, 3, 1, 4).to(torch.bfloat16)
+    with Copier(CPU, threads=2) as copier:
+        copier.copy(cache[:, :, 5:6], new).wait()
+    assert torch.equal(cache[:, :, 5:6], new)
+    assert cache.count_nonzero() == new.count_nonzero()
+
+
+def test_shapes_and_dtypes_must_agree() -> None:
+    with Copier(CPU) as copier:
+        with pytest.raises(ValueError, match=r"cannot copy \(3,\) torch.float32 into \(4,\) torch.float32"):
+            copier.copy(torch.zeros(4), torch.zeros(3))
+        with pytest.raises(ValueError, match="cannot copy"):
+            copier.copy(torch.zeros(4), torch.zeros(4, dtype=torch.float64))
+
+
+class Waited(Pending):
+    """Records that someone waited for it."""
+
+    def __init__(self) -> None:
+        self.waited = False
+
+    def done(self) -> bool:
+        return self.waited
+
+    def wait(self) -> None:
+        self.waited = True
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+def test_a_copy_begins_after_what_it_depends_on() -> None:
+    before = Waited()
+    with Copier(CPU) as copier:
+        assert copier.mark().done()
+        copier.copy(torch.zeros(1), torch.ones(1), after=(before, copier.mark())).wait()
+    assert before.waited
+
+
+def test_close_ends_the_threads() -> None:
+    before = threading.active_count()
+    copier = Copier(CPU, threads=3)
+    pending = copier.copy(torch.zeros(PART_BYTES), torch.ones(PART_BYTES))
+    copier.close()
+    assert pending.done()
+    assert threading.active_count() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_copies_on_cuda_run_beside_the_computation_and_are_exact() -> None:
+    device = tiers.select_device("cuda")
+    source = tiers.host_buffer(2**24, pinned=True)
+    source.random_()
+    assert source.is_pinned()
+    back = tiers.host_buffer(2**24, pinned=True)
+    near = tiers.device_buffer(2**24, device)
+    with Copier(device) as copier:
+        up = copier.copy(near, source)
+        up.wait()
+        near.bitwise_xor_(255)  # on the current stream, which waits for the copy
+        down = copier.copy(back, near, after=(copier.mark(),))
+        down.synchronize()
+        assert up.done()
+        assert down.done()
+    assert torch.equal(back, source ^ 255)
