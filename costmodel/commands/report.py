@@ -50,7 +50,7 @@ def search_report(result: SearchResult, *, written: Sequence[str] = ()) -> list[
         parts += [heading("What more would bring"), _prices(result)]
     if result.alternatives:
         costed = [(result.policy, cost), *result.alternatives]
-        parts += [heading("Best policies by switches"), policy_table(costed, result.hardware)]
+        parts += [heading("Best policies by switches"), policy_table(costed)]
     return [*parts, *_closing(result, result.notes, written)]
 
 
@@ -84,7 +84,7 @@ def frontier_report(found: Frontier, *, written: Sequence[str] = ()) -> list[Ren
     return [
         question(found.points[-1], frontier=True),
         heading("Throughput against latency"),
-        policy_table(costed, found.hardware),
+        policy_table(costed),
         Text(f"\n{about}", style=FAINT),
         *_closing(found.points[-1], found.points[-1].notes, written),
     ]
@@ -95,12 +95,12 @@ def question(plan: Plan, *, frontier: bool = False) -> Renderable:
     hardware, model, workload = plan.hardware, plan.model, plan.workload
     capacity = hardware.capacity_bytes
     sizes = ", ".join(
-        f"{words.memory_name(tier, hardware)} {format_bytes(capacity[tier])}" if capacity[tier] else f"no {words.memory_name(tier, hardware)}"
+        f"{words.memory_name(tier)} {format_bytes(capacity[tier])}" if capacity[tier] else f"no {words.memory_name(tier)}"
         for tier in TIERS
     )
     links = hardware.links
     rates = {
-        words.resource_name(name, hardware): format_rate(getattr(links, name).bytes_per_s.effective, "bytes/s")
+        words.resource_name(name): format_rate(getattr(links, name).bytes_per_s.effective, "bytes/s")
         for name in ("cpu_to_gpu", "gpu_to_cpu", "disk_read", "disk_write")
     }
     weights = format_bytes(model.total_params * BYTES_PER_VALUE)
@@ -109,11 +109,13 @@ def question(plan: Plan, *, frontier: bool = False) -> Renderable:
     tokens = f"{prompts} of {workload.prompt_len:,} tokens, {workload.gen_len:,} generated for each"
     if workload.max_latency_s is not None and not frontier:
         tokens += f"; a block may take {format_seconds(workload.max_latency_s)}"
+    without = [("", "without a GPU: what is called GPU here are the cores and the memory that compute")]
     return facts(
         ("Machine", f"{hardware.name}: {_sentence(hardware)}"),
+        *(without if hardware.gpu.kind == "cpu" else []),
         ("", f"{sizes}; {words.percent(plan.usable_fraction)} of each may be used"),
         ("", ", ".join(f"{name} {rate}" for name, rate in rates.items())),
-        ("Model", f"{model.name}: {words.billions(model.total_params)} parameters, {weights} in 16 bits; KV cache {cache} a token"),
+        ("Model", f"{model.name}: {words.parameters(model.total_params)} parameters, {weights} in 16 bits; KV cache {cache} a token"),
         ("Workload", tokens),
         ("Cost model", plan.formulation),
     )
@@ -135,8 +137,8 @@ def _policy(plan: Plan) -> list[Renderable]:
 
 def _placement(plan: Plan) -> Renderable:
     """Percent and GiB of each kind on each tier, the peaks and what may be used."""
-    hardware, cost = plan.hardware, plan.estimate
-    names = [words.tier_name(tier, hardware) for tier in TIERS]
+    cost = plan.estimate
+    names = [words.tier_name(tier) for tier in TIERS]
     table = terminal.table("", *itertools.chain.from_iterable((f">{name}", ">GiB") for name in names))
     held = residency(plan)
     for kind in KINDS[:-1]:
@@ -180,26 +182,26 @@ def _expected(plan: Plan) -> Renderable:
 
 def _limits(plan: Plan) -> Renderable:
     """The busiest resource of each phase with its busy share, the runners-up, and full tiers."""
-    cost, hardware = plan.estimate, plan.hardware
+    cost = plan.estimate
     rows: list[tuple[str, str | Text | Renderable]] = []
     for phase in cost.bottleneck:
         ranked = sorted(cost.busy_share(phase).items(), key=lambda item: -item[1])
-        first, *others = [(words.resource_name(name, hardware), words.percent(share), share) for name, share in ranked]
+        first, *others = [(words.resource_name(name), words.percent(share), share) for name, share in ranked]
         line = Text.assemble((first[0], LABEL), f" busy {first[1]} of the time")
         then = ", ".join(f"{name} {text}" for name, text, share in others if share >= SHOWN_SHARE)
         line.append(f"; then {then}" if then else "; nothing else comes near")
         rows.append((phase.capitalize(), line))
     full = [tier for tier in TIERS if cost.limit_bytes[tier] and cost.peak_bytes[tier] > 0.995 * cost.limit_bytes[tier]]
     if full and cost.feasible:
-        rows.append(("Full", ", ".join(words.memory_name(tier, hardware) for tier in full)))
+        rows.append(("Full", ", ".join(words.memory_name(tier) for tier in full)))
     return facts(*rows)
 
 
 def _excess(plan: Plan) -> Renderable:
     """Which tiers are exceeded, and by how much."""
-    cost, hardware = plan.estimate, plan.hardware
+    cost = plan.estimate
     lines = [
-        f"{words.memory_name(tier, hardware)} is exceeded by {format_bytes(cost.peak_bytes[tier] - cost.limit_bytes[tier])}: "
+        f"{words.memory_name(tier)} is exceeded by {format_bytes(cost.peak_bytes[tier] - cost.limit_bytes[tier])}: "
         f"{format_bytes(cost.peak_bytes[tier])} needed, {format_bytes(cost.limit_bytes[tier])} usable"
         for tier in cost.violations
     ]
@@ -207,9 +209,11 @@ def _excess(plan: Plan) -> Renderable:
 
 
 def _proof(result: SearchResult) -> Renderable:
+    within = "less than 0.01" if result.gap < 1e-4 else f"{result.gap * 100:.2f}"
+    effort = f"{words.counted(result.linear_programs, 'linear program')}, {format_seconds(result.seconds)}"
     return Text(
-        f"By this cost model, no policy within your flags exceeds {words.number(result.bound_tok_per_s)} token/s: this one is "
-        f"within {result.gap * 100:.2f} % of that ({words.counted(result.linear_programs, 'linear program')}, {result.seconds:.2f} s)."
+        f"No policy within your flags exceeds {words.number(result.bound_tok_per_s)} token/s by this cost model: "
+        f"the gap is {within} % ({effort})."
     )
 
 
@@ -225,20 +229,25 @@ def _prices(result: SearchResult) -> Renderable:
     return Text("\n".join(lines))
 
 
-def policy_table(costed: Iterable[tuple[Policy, Estimate]], hardware: Hardware) -> Renderable:
+def policy_table(costed: Iterable[tuple[Policy, Estimate]]) -> Renderable:
     """Policies side by side, one a row."""
-    tiers = "/".join(words.tier_name(tier, hardware) for tier in TIERS)
-    table = terminal.table(">token/s", ">a block", ">batches", "weights", "KV cache", "activ.", "switches")
+    costed = list(costed)
+    overlaps = all(policy.overlap for policy, _ in costed)
+    headings = [">token/s", ">a block", ">batches", "weights", "KV cache", "activ.", "4-bit", "attn."]
+    table = terminal.table(*headings, *([] if overlaps else ["overlap"]))
     for policy, cost in costed:
         splits = [getattr(policy, kind) for kind in KINDS[:-1]]
-        table.add_row(
+        row = [
             words.number(cost.throughput_tok_per_s),
             format_seconds(cost.latency_s),
             f"{policy.num_gpu_batches} × {policy.gpu_batch_size}",
             *("/".join(f"{getattr(split, tier) * 100:.0f}" for tier in TIERS) for split in splits),
-            ", ".join(words.switches(policy, without_defaults=True)) or "–",
-        )
-    table.caption = f"weights, KV cache and activations in percent on {tiers}"
+            words.compressed(policy),
+            words.attention(policy),
+        ]
+        table.add_row(*row, *([] if overlaps else ["yes" if policy.overlap else "no"]))
+    tiers = "/".join(words.tier_name(tier) for tier in TIERS)
+    table.caption = f"batches × prompts in each; weights, KV cache and activations in percent on {tiers}"
     table.caption_justify = "left"
     return table
 

@@ -28,10 +28,10 @@ def show(*parts: Renderable) -> None:
 
 def table(*headings: str) -> Table:
     """A table without frame; a heading that starts with ``>`` is right-aligned."""
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style=LABEL)
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style=LABEL)
     for heading in headings:
         to_right = heading.startswith(">")
-        made.add_column(Text(heading.removeprefix(">")), justify="right" if to_right else "left")
+        made.add_column(Text(heading.removeprefix(">")), justify="right" if to_right else "left", no_wrap=True)
     return made
 
 
