@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from os import PathLike
 from typing import Annotated, Any, Literal
 
@@ -80,7 +81,7 @@ class Rate(Quantity):
             return
         if not self.curve or any(rows <= 0 or rate <= 0 for rows, rate in self.curve):
             raise InputError("curve needs at least one pair of rows > 0 and rate > 0")
-        if any(a[0] >= b[0] for a, b in zip(self.curve, self.curve[1:], strict=False)):
+        if any(a[0] >= b[0] for a, b in pairwise(self.curve)):
             raise InputError("curve needs strictly increasing rows")
 
     def at(self, rows: float) -> float:
@@ -90,7 +91,7 @@ class Rate(Quantity):
         knots = self.curve
         if rows <= knots[0][0]:
             return knots[0][1] * self.efficiency
-        for (left, low), (right, high) in zip(knots, knots[1:], strict=False):
+        for (left, low), (right, high) in pairwise(knots):
             if rows <= right:
                 share = math.log(rows / left) / math.log(right / left)
                 return (low + share * (high - low)) * self.efficiency
@@ -356,7 +357,6 @@ class Hardware:
 
         copy: Hardware = walk(self, path.split("."))
         return copy
-
 
 
 def quantities(hardware: Hardware) -> list[tuple[str, Quantity]]:

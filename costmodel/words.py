@@ -34,8 +34,10 @@ def batches(policy: Policy) -> str:
     """The batch shape: ``"3 GPU batches of 55 prompts = 165 prompts in a block"``."""
     size, number = policy.gpu_batch_size, policy.num_gpu_batches
     of = f"{counted(number, 'GPU batch', 'GPU batches')} of {counted(size, 'prompt')}"
-    return f"{of}: a block of {counted(policy.block_size, 'prompt')}" if number == 1 else (
-        f"{of} = {counted(policy.block_size, 'prompt')} in a block"
+    return (
+        f"{of}: a block of {counted(policy.block_size, 'prompt')}"
+        if number == 1
+        else (f"{of} = {counted(policy.block_size, 'prompt')} in a block")
     )
 
 

@@ -7,7 +7,7 @@ run is left out; without that, leaving a run out would measure the optimiser's s
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,8 +120,6 @@ def fit(
     runs: Sequence[Run],
     formulation: Formulation,
     constants: Sequence[Constant] = T4_FLEXGEN,
-    *,
-    report: Callable[[], None] = lambda: None,
 ) -> Hardware:
     """The machine with its constants fitted to the runs, starting from the priors; deterministic."""
     priors = np.log([constant.prior for constant in constants])
@@ -141,5 +139,4 @@ def fit(
         xtol=1e-12,
         ftol=1e-12,
     )
-    report()
     return with_constants(hardware, constants, np.exp(solution.x).tolist())

@@ -34,7 +34,7 @@ class ListMachines(_Listing):
 
     def table(self) -> terminal.Renderable:
         """One row a machine: nominal sizes and rates; the profile holds what software reaches of them."""
-        table = terminal.table("name", ">memory", ">bandwidth", ">16-bit", ">host link", ">CPU", ">disk", "GPU")
+        table = terminal.table("name", ">memory", ">bandwidth", ">16-bit", ">host link", ">CPU", ">disk")
         for name in machines.catalog_names():
             table.add_row(*_machine_row(Hardware.from_catalog(name)))
         return table
@@ -50,7 +50,6 @@ def _machine_row(hardware: Hardware) -> list[str]:
         format_rate(gpu.matmul_flops_per_s.value, "FLOP/s"),
         format_rate(hardware.links.cpu_to_gpu.bytes_per_s.value, "bytes/s"),
         *(format_bytes(size[tier], binary=False) if size[tier] else "–" for tier in ("cpu", "disk")),
-        gpu.name.removeprefix("NVIDIA "),
     ]
 
 
@@ -59,7 +58,9 @@ class ListModels(_Listing):
 
     def table(self) -> terminal.Renderable:
         """One row a model, smallest first."""
-        table = terminal.table("name", ">parameters", ">layers", ">hidden", ">16-bit weights", ">KV a token", ">positions")
+        table = terminal.table(
+            "name", ">parameters", ">layers", ">hidden", ">16-bit weights", ">KV a token", ">positions"
+        )
         for name in models.catalog_names():
             table.add_row(*_model_row(ModelSpec.from_catalog(name)))
         return table

@@ -53,7 +53,9 @@ class Estimate:
     def bottleneck(self) -> dict[str, str]:
         """The busiest resource of each phase; idle phases (nothing to decode) are left out."""
         return {
-            phase: max(busy, key=lambda resource: busy[resource]) for phase, busy in self.busy_s.items() if any(busy.values())
+            phase: max(busy, key=lambda resource: busy[resource])
+            for phase, busy in self.busy_s.items()
+            if any(busy.values())
         }
 
     def busy_share(self, phase: str) -> dict[str, float]:
@@ -104,7 +106,9 @@ def estimate(
     if refusal:
         raise InputError(refusal)
     if not chosen.activations_on_disk and policy.activations.disk > 0:
-        raise InputError(f"activations.disk is {policy.activations.disk:g}: the {chosen.name} formulation keeps none on disk")
+        raise InputError(
+            f"activations.disk is {policy.activations.disk:g}: the {chosen.name} formulation keeps none on disk"
+        )
     contexts = chosen.decode_contexts(workload)
     if decode_contexts == "first step":
         contexts = [(workload.prompt_len + 1.0, workload.gen_len - 1)] if contexts else []

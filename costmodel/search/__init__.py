@@ -107,7 +107,15 @@ def search(
     """
     began = time.perf_counter()
     problem, fraction = _problem(
-        hardware, model, workload or Workload(), formulation, usable_fraction, gpu_batch_size, num_gpu_batches, splits, switches
+        hardware,
+        model,
+        workload or Workload(),
+        formulation,
+        usable_fraction,
+        gpu_batch_size,
+        num_gpu_batches,
+        splits,
+        switches,
     )
     if not 0 < gap < 1:
         raise InputError(f"gap is {gap:g}: it must lie between 0 and 1")
@@ -194,7 +202,9 @@ def _problem(
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1")
     if splits is not None and not chosen.activations_on_disk and splits[2].disk > 0:
-        raise InputError(f"activations on disk are {splits[2].disk:.1%}: the {chosen.name} formulation keeps none there")
+        raise InputError(
+            f"activations on disk are {splits[2].disk:.1%}: the {chosen.name} formulation keeps none there"
+        )
     fraction = chosen.default_usable_fraction if usable_fraction is None else usable_fraction
     problem = Problem(
         formulation=chosen,
@@ -261,10 +271,10 @@ def _finished(problem: Problem, candidate: Candidate, fraction: float) -> tuple[
         )
 
     best = costed(candidate.splits)
-    tidy = solve_lexicographic(problem.question(candidate.switches, candidate.shape, SEGMENTS[3]))
+    tidy = solve_lexicographic(problem.question(candidate.switches, candidate.shape, SEGMENTS[-1]))
     if tidy is None:
         return best
-    for splits, slack in ((tidy.splits(), 1e-6), (_without_crumbs(tidy.splits()), 1e-4)):
+    for splits, slack in ((tidy.splits(), 1e-6), (_without_crumbs(tidy.splits()), 9e-7)):
         tidied = costed(splits)
         fast_enough = tidied[1].throughput_tok_per_s >= best[1].throughput_tok_per_s * (1 - slack)
         if fast_enough and tidied[1].feasible and not (problem.splits and splits != tidy.splits()):
@@ -296,4 +306,4 @@ def _notes(problem: Problem, top: int, others: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-__all__ = ["Price", "SearchResult", "least_latency_s", "make_problem", "search", "InfeasibleError"]
+__all__ = ["InfeasibleError", "Price", "SearchResult", "least_latency_s", "make_problem", "search"]

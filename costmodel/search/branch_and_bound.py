@@ -59,9 +59,7 @@ class Problem:
 
     def question(self, switches: Switches, shape: Shape, segments: int) -> Question:
         """The linear program of one node."""
-        case = Case(
-            hardware=self.hardware, model=self.model, workload=self.workload, switches=switches, shape=shape
-        )
+        case = Case(hardware=self.hardware, model=self.model, workload=self.workload, switches=switches, shape=shape)
         fixed_shape = self.gpu_batch_size is not None and self.num_gpu_batches is not None
         most = math.inf if fixed_shape or shape.is_single else float(self._most_useful_prompts(shape))
         return Question(

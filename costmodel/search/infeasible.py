@@ -52,9 +52,7 @@ def _memory(problem: Problem) -> InfeasibleError:
     what = f"{problem.model.name} with a block of {shape.gpu_batch_low} × {shape.batches_low} prompts of "
     what += f"{problem.workload.prompt_len} + {problem.workload.gen_len} tokens"
     mends = [
-        f"{_FLAGS[tier]} of at least {units.format_bytes(least)}"
-        for tier, least in needed.items()
-        if least is not None
+        f"{_FLAGS[tier]} of at least {units.format_bytes(least)}" for tier, least in needed.items() if least is not None
     ]
     compression = _compression_that_fits(problem)
     if compression:
