@@ -61,6 +61,7 @@ class Calibration:
             "schema": SCHEMA,
             "constants": [
                 {
+                    "name": c.name,
                     "path": c.path,
                     "attribute": c.attribute,
                     "value": value,

@@ -65,28 +65,28 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _report(found: Calibration, written: Sequence[str]) -> list[terminal.Renderable]:
-    return [
+    parts: list[terminal.Renderable] = [
         terminal.heading("Fitted constants of t4-flexgen (each below its physical bound)"),
         _constants(found),
-        terminal.heading("Published runs, token/s: fitted to, and predicted by a fit to the other eleven"),
+        terminal.heading("Published runs in token/s: fitted, left out of the fit, and by the paper's own model"),
         _runs(found),
         terminal.heading("Predicted without refitting, token/s"),
         _predictions(found),
-        *([terminal.heading(""), f"Written: {', '.join(written)}"] if written else []),
     ]
+    if written:
+        parts.append(terminal.facts(("\nWrote", f"\n{', '.join(written)}")))
+    return parts
 
 
 def _constants(found: Calibration) -> terminal.Renderable:
-    table = terminal.table("constant", ">fitted", ">prior", "prior's origin")
+    table = terminal.table("constant", ">prior", ">fitted")
     for constant, value in found.constants:
-        name = constant.path if constant.attribute == "value" else f"{constant.path} ({constant.attribute})"
-        table.add_row(name, f"{value:.4g}", f"{constant.prior:.3g}", constant.why)
-    table.columns[-1].no_wrap = False
+        table.add_row(constant.name, f"{constant.prior:.3g}", f"{value:.3g}")
     return table
 
 
 def _runs(found: Calibration) -> terminal.Renderable:
-    table = terminal.table("run", ">published", ">fitted", ">error", ">left out", ">published model")
+    table = terminal.table("run", ">paper", ">fitted", ">error", ">left out", ">its model")
     for fitted, left_out, flexgen in zip(found.in_sample, found.left_out, found.flexgen, strict=True):
         table.add_row(
             fitted.name,

@@ -233,14 +233,14 @@ def policy_table(costed: Iterable[tuple[Policy, Estimate]]) -> Renderable:
         row = [
             words.number(cost.throughput_tok_per_s),
             format_seconds(cost.latency_s),
-            f"{policy.num_gpu_batches} × {policy.gpu_batch_size}",
+            f"{policy.gpu_batch_size} × {policy.num_gpu_batches}",
             *("/".join(f"{getattr(split, tier) * 100:.0f}" for tier in TIERS) for split in splits),
             words.compressed(policy),
             words.attention(policy),
         ]
         table.add_row(*row, *([] if overlaps else ["yes" if policy.overlap else "no"]))
     tiers = "/".join(words.tier_name(tier) for tier in TIERS)
-    table.caption = f"batches × prompts in each; weights, KV cache and activations in percent on {tiers}"
+    table.caption = f"block: prompts of a GPU batch × GPU batches; weights, KV cache and activations in percent on {tiers}"
     table.caption_justify = "left"
     return table
 

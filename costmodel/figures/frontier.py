@@ -45,7 +45,7 @@ def frontier_figure(found: Frontier) -> Figure:
     """Throughput against latency, one marker a policy."""
     figure = Figure(figsize=(8.0, 5.2), layout="constrained")
     draw_frontier(figure.subplots(), found)
-    below = f"{workload_text(found.points[-1], limit=False)}; labels: GPU batches × prompts in each"
+    below = f"{workload_text(found.points[-1], limit=False)}; labels: prompts of a GPU batch × GPU batches"
     add_titles(figure, f"{found.model.name} on {found.hardware.name}: throughput against latency", below)
     return figure
 
@@ -134,7 +134,7 @@ def _label_points(axes: Axes, found: Frontier) -> None:
             continue
         placed.append((x, y))
         axes.annotate(
-            f"{point.policy.num_gpu_batches} × {point.policy.gpu_batch_size}",
+            f"{point.policy.gpu_batch_size} × {point.policy.num_gpu_batches}",
             (point.estimate.latency_s, point.estimate.throughput_tok_per_s),
             xytext=(-5, 5),
             textcoords="offset points",

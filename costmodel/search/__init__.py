@@ -245,7 +245,7 @@ def _certify(problem: Problem, gap: float) -> Certificate:
     """Search with ever finer decode segments; the bound is valid at every fineness."""
     certificate = certify(problem, gap=gap * 0.9, segments=SEGMENTS[0])
     for segments in SEGMENTS[1:]:
-        if certificate.best is None or certificate.gap <= gap:
+        if certificate.gap <= gap:
             break
         finer = certify(problem, gap=gap * 0.9, segments=segments, start=certificate.best)
         certificate = Certificate(
@@ -271,13 +271,15 @@ def _finished(problem: Problem, candidate: Candidate, fraction: float) -> tuple[
         )
 
     best = costed(candidate.splits)
+    if problem.splits is not None:
+        return best
     tidy = solve_lexicographic(problem.question(candidate.switches, candidate.shape, SEGMENTS[-1]))
     if tidy is None:
         return best
     for splits, slack in ((tidy.splits(), 1e-6), (_without_crumbs(tidy.splits()), 9e-7)):
         tidied = costed(splits)
         fast_enough = tidied[1].throughput_tok_per_s >= best[1].throughput_tok_per_s * (1 - slack)
-        if fast_enough and tidied[1].feasible and not (problem.splits and splits != tidy.splits()):
+        if fast_enough and tidied[1].feasible and problem.in_time(tidied[1].latency_s):
             best = tidied
     return best
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from costmodel.linear_program import Question, solve
 from costmodel.policy import TIERS
-from costmodel.search.branch_and_bound import Candidate, Problem
+from costmodel.search.branch_and_bound import LARGEST, Candidate, Problem
 from costmodel.units import GB, GiB
 
 SEGMENTS = 4
@@ -61,7 +61,8 @@ def price_question(problem: Problem, candidate: Candidate) -> Question:
     """The program whose duals are the prices: the number of batches is free unless it was given."""
     shape = candidate.shape
     if problem.num_gpu_batches is None:
-        shape = replace(problem.shapes(), gpu_batch_low=shape.gpu_batch_low, gpu_batch_high=shape.gpu_batch_high)
+        any_number = replace(shape, batches_low=1, batches_high=LARGEST)
+        shape = problem.useful(any_number, problem.most_prompts(candidate.switches)) or shape
     return problem.question(candidate.switches, shape, SEGMENTS)
 
 
