@@ -1,13 +1,16 @@
 """The paper's machine: every published run redone, with the errors that docs/calibration.md states."""
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from costmodel.calibrate import Calibration, calibrate, mean_error, worst_error
 from costmodel.calibrate.fit import T4_FLEXGEN, fit, with_constants
 from costmodel.calibrate.published import ablations, predict, runs
+from costmodel.commands.calibrate import main
 from costmodel.formulations import get
 from costmodel.hardware import Hardware, quantities
 
@@ -123,3 +126,21 @@ def test_the_small_batch_is_the_least_that_the_link_allows() -> None:
     passes_per_s = small.published_tok_per_s / small.run.policy.block_size
     assert weights_bytes * passes_per_s < 15.75e9 < weights_bytes * small.published_tok_per_s / 4
     assert math.log2(small.run.policy.block_size).is_integer()
+
+
+def test_the_command_prints_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved, figure, data = tmp_path / "machine.json", tmp_path / "errors.svg", tmp_path / "calibration.json"
+    assert main(["--save", str(saved), "--plot", str(figure), "--json", str(data)]) == 0
+    printed = capsys.readouterr().out
+    assert "-77.8 %" in printed
+    assert "+140.9 %" in printed
+    assert Hardware.from_file(saved).name == "t4-flexgen"
+    assert figure.read_bytes().startswith(b"<?xml")
+    assert len(json.loads(data.read_text())["left_out"]) == 12
+
+
+def test_the_command_refuses_what_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--plot", str(tmp_path / "errors.gif")]) == 2
+    assert "errors.gif" in capsys.readouterr().err
+    assert main(["--gpu", "t4"]) == 2
+    assert "--gpu" in capsys.readouterr().err

@@ -226,7 +226,7 @@ def policy_table(costed: Iterable[tuple[Policy, Estimate]]) -> Renderable:
     """Policies side by side, one a row."""
     costed = list(costed)
     overlaps = all(policy.overlap for policy, _ in costed)
-    headings = [">token/s", ">a block", ">batches", "weights", "KV cache", "activ.", "4-bit", "attn."]
+    headings = [">token/s", ">a block", ">block", "weights", "KV cache", "activ.", "4-bit", "attn."]
     table = terminal.table(*headings, *([] if overlaps else ["overlap"]))
     for policy, cost in costed:
         splits = [getattr(policy, kind) for kind in KINDS[:-1]]
@@ -240,7 +240,7 @@ def policy_table(costed: Iterable[tuple[Policy, Estimate]]) -> Renderable:
         ]
         table.add_row(*row, *([] if overlaps else ["yes" if policy.overlap else "no"]))
     tiers = "/".join(words.tier_name(tier) for tier in TIERS)
-    table.caption = f"block: prompts of a GPU batch × GPU batches; weights, KV cache and activations in percent on {tiers}"
+    table.caption = f"block: prompts of a GPU batch × GPU batches; the rest in percent on {tiers}"
     table.caption_justify = "left"
     return table
 

@@ -43,7 +43,7 @@ class Roofline(Formulation):
         if window is not None and window < workload.total_len:
             raise InputError(
                 f"model {model.name!r} attends within a window of {window} tokens, shorter than prompt + generation = "
-                f"{workload.total_len}: the roofline formulation counts full attention; keep the workload within {window}"
+                f"{workload.total_len}: the roofline formulation counts full attention; shorten the prompt"
             )
 
     def refusal(self, switches: Switches, hardware: Hardware) -> str | None:

@@ -23,7 +23,6 @@ from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy, Split
 from costmodel.workload import Workload
 
-
 LARGEST = 10**9
 """More prompts than any block holds."""
 
@@ -99,9 +98,7 @@ class Problem:
         )
 
     def _case(self, switches: Switches, shape: Shape) -> Case:
-        return Case(
-            hardware=self.hardware, model=self.model, workload=self.workload, switches=switches, shape=shape
-        )
+        return Case(hardware=self.hardware, model=self.model, workload=self.workload, switches=switches, shape=shape)
 
     def _most_useful_prompts(self, shape: Shape) -> float:
         """The job in one block, its last batch filled up; a block of given batches may be larger."""
