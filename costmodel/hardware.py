@@ -56,6 +56,8 @@ class Quantity:
             raise InputError(f"efficiency is {self.efficiency}: it must lie in (0, 1]")
         if self.efficiency != 1 and self.efficiency_source is None:
             raise InputError(f"efficiency is {self.efficiency} but field 'efficiency_source' is missing")
+        if self.spread is not None and self.spread < 0:
+            raise InputError(f"spread is {self.spread}: it must be at least 0")
 
     @property
     def effective(self) -> float:
@@ -103,6 +105,10 @@ class Rate(Quantity):
         return max(self.at(low), self.at(high), *inside)
 
 
+def _has_text_rate(knot: object) -> bool:
+    return isinstance(knot, list) and len(knot) == 2 and isinstance(knot[1], str)
+
+
 def _quantity(dimension: units.Dimension) -> BeforeValidator:
     """A validator that accepts text with units for ``value`` (and ``curve``) of a quantity."""
 
@@ -110,11 +116,13 @@ def _quantity(dimension: units.Dimension) -> BeforeValidator:
         if not isinstance(data, Mapping):
             return data
         converted = dict(data)
+        if isinstance(converted.get("value"), bool):  # pydantic would take it for 0 or 1
+            raise InputError(f"value is {converted['value']}: it must be a number or text with a unit")
         if isinstance(converted.get("value"), str):
             converted["value"] = units.parse(converted["value"], dimension)
         if isinstance(converted.get("curve"), list):
             converted["curve"] = [
-                [knot[0], units.parse(knot[1], dimension)] if isinstance(knot, list) and len(knot) == 2 else knot
+                [knot[0], units.parse(knot[1], dimension)] if _has_text_rate(knot) else knot
                 for knot in converted["curve"]
             ]
         return converted
@@ -289,6 +297,9 @@ class Hardware:
     measured: dict[str, Any] | None = field(default=None)
 
     def __post_init__(self) -> None:
+        for name, constant in (self.flexgen_constants or {}).items():
+            if constant.value <= 0:
+                raise InputError(f"flexgen_constants.{name}.value is {constant.value:g}: it must be greater than 0")
         for path, quantity in quantities(self):
             for key in (quantity.source, quantity.efficiency_source):
                 if key is not None and key not in self.sources:
@@ -336,9 +347,9 @@ class Hardware:
         """A copy in which the effective quantity at ``path`` is larger by ``amount`` (a curve by its share)."""
 
         def raise_by(old: Quantity) -> Quantity:
-            factor = (old.effective + amount) / old.effective
-            changes: dict[str, Any] = {"value": old.value * factor}
+            changes: dict[str, Any] = {"value": (old.effective + amount) / old.efficiency}
             if isinstance(old, Rate) and old.curve is not None:
+                factor = (old.effective + amount) / old.effective
                 changes["curve"] = tuple((rows, rate * factor) for rows, rate in old.curve)
             return dataclasses.replace(old, **changes)
 

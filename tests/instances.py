@@ -15,11 +15,13 @@ import numpy as np
 from scipy.optimize import linprog
 
 from costmodel.estimate import Estimate, case_of, estimate
-from costmodel.formulations.base import Amounts, PerTier, Shape, Switches
+from costmodel.formulations import get
+from costmodel.formulations.base import SWITCHES, Amounts, Formulation, PerTier, Shape, Switches
 from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links, Quantity, Rate, Source
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy, Split
 from costmodel.search.branch_and_bound import Problem
+from costmodel.workload import Workload
 
 KINDS = ("weights", "cache", "activations")
 SOURCE = {"test": Source(title="made up for a test", date="2026-11")}
@@ -217,15 +219,56 @@ def any_splits(rng: random.Random, *, disk_activations: bool = True) -> tuple[Sp
         parts = [rng.random() for _ in range(tiers)] if rng.random() < 0.6 else [0.0] * tiers
         if not any(parts):
             parts[rng.randrange(tiers)] = 1.0
-        fractions = [part / sum(parts) for part in parts] + [0.0] * (3 - tiers)
-        return Split(gpu=fractions[0], cpu=fractions[1], disk=1.0 - fractions[0] - fractions[1] if tiers == 3 else 0.0)
+        gpu, cpu, disk = (part / sum(parts) for part in [*parts, 0.0][:3])
+        return Split(gpu=gpu, cpu=cpu, disk=disk)
 
     return one(3), one(3), one(3 if disk_activations else 2)
 
 
-def clean(split: Split) -> Split:
-    """The split with a disk share that rounding has made negative set to zero."""
-    return dataclasses.replace(split, disk=max(0.0, split.disk))
+def any_switches(rng: random.Random, formulation: Formulation, hardware: Hardware) -> Switches:
+    """Switches that the formulation and the machine allow."""
+    values = itertools.product([False, True], repeat=len(SWITCHES))
+    every = [Switches(**dict(zip(SWITCHES, chosen, strict=True))) for chosen in values]
+    return rng.choice([switches for switches in every if formulation.refusal(switches, hardware) is None])
+
+
+def any_shape(rng: random.Random, *, most: int) -> Shape:
+    """A range of batch shapes, often wide, at times a single one in either direction."""
+
+    def ends() -> tuple[int, int]:
+        low = round(logarithmic(rng, 1, most))
+        return low, rng.choice([low, rng.randint(low, most), rng.randint(low, min(most, 2 * low))])
+
+    (size_low, size_high), (low, high) = ends(), ends()
+    return Shape(gpu_batch_low=size_low, gpu_batch_high=size_high, batches_low=low, batches_high=high)
+
+
+def inside(rng: random.Random, shape: Shape) -> Shape:
+    """One batch shape of a range, its corners more often than their share."""
+
+    def pick(low: int, high: int) -> int:
+        return rng.choice([low, high, rng.randint(low, high)])
+
+    return Shape.exactly(
+        pick(shape.gpu_batch_low, shape.gpu_batch_high), pick(shape.batches_low, shape.batches_high)
+    )
+
+
+def any_problem(rng: random.Random, name: str, *, prompts: float = 40.0, **changes: Any) -> Problem:
+    """A problem of a formulation in which tiers are about full with this many prompts."""
+    formulation = get(name)
+    model = any_model(rng, flexgen=name == "flexgen")
+    workload = Workload(prompt_len=rng.choice([1, 64, 500, 2000]), gen_len=rng.choice([1, 2, 5, 9]))
+    hardware = any_machine(rng, **roomy_for(rng, model, workload.total_len, logarithmic(rng, 1, prompts)))
+    values: dict[str, Any] = {
+        "formulation": formulation,
+        "hardware": hardware,
+        "model": model,
+        "workload": workload,
+        "limits": hardware.capacity_bytes,
+        "switches": (any_switches(rng, formulation, hardware),),
+    }
+    return Problem(**values | changes)
 
 
 # ------------------------------------------------------------------ a solver that shares no code with the library's

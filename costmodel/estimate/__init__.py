@@ -220,6 +220,7 @@ def _bytes_moved(
     unit = Link(bytes_per_s=one, latency_s=none)
     links = Links(cpu_to_gpu=unit, gpu_to_cpu=unit, disk_read=unit, disk_write=unit)
     sources = {**case.hardware.sources, "unit": next(iter(case.hardware.sources.values()))}
-    hardware = dataclasses.replace(case.hardware, links=links, sources=sources, flexgen_constants=None)
+    engine = dataclasses.replace(case.hardware.engine, cache_loads="overlapped")  # waiting moves no bytes
+    hardware = dataclasses.replace(case.hardware, links=links, engine=engine, sources=sources, flexgen_constants=None)
     seconds = _busy_seconds(formulation, dataclasses.replace(case, hardware=hardware), policy, contexts)
     return {link: sum(busy[link] for busy in seconds.values()) for link in LINKS}

@@ -103,7 +103,7 @@ class Roofline(Formulation):
                 # The launching thread copies K, then V, to a pinned buffer; their transfers run beside what
                 # follows, so only V's is not hidden by its own copies. The disk's threads do not block.
                 waited = cache.cpu * (cached / links.cpu_to_gpu.for_cache.effective)
-                pinned = (cache.cpu * 0.5 + cache.disk) * (cached / links.cpu_to_gpu.bytes_per_s.effective)
+                pinned = (_up(case, cache) + cache.cpu * -0.5) * (cached / links.cpu_to_gpu.bytes_per_s.effective)
                 attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + pinned
                 return _stages(case, amounts, attention, tokens=1, logits=1, blocking_load=waited)
             attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + _up(case, cache) * (

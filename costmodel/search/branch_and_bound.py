@@ -41,6 +41,11 @@ class Problem:
     num_gpu_batches: int | None = None
     splits: FixedSplits = None
 
+    @property
+    def usable_fraction(self) -> float:
+        """The share of each capacity that may be used (the GPU's is never 0)."""
+        return self.limits["gpu"] / self.hardware.capacity_bytes["gpu"]
+
     def most_prompts(self, switches: Switches) -> int:
         """No block holds more prompts: each keeps its cache on some tier."""
         whole = Shape(gpu_batch_low=1, gpu_batch_high=LARGEST, batches_low=1, batches_high=LARGEST)

@@ -59,7 +59,7 @@ def _rounded_up(seconds: float) -> float:
 def _memory(problem: Problem) -> InfeasibleError:
     needed = {tier: _least_capacity(problem, tier) for tier in TIERS}
     capacity = problem.hardware.capacity_bytes
-    share = _usable_share(problem)
+    share = problem.usable_fraction
     have = ", ".join(f"{_NAMES[t]} {units.format_bytes(capacity[t])}" for t in TIERS)
     shape = smallest(problem)
     what = f"{problem.model.name} with a block of {shape.gpu_batch_low} × {shape.batches_low} prompts of "
@@ -91,12 +91,7 @@ def _least_capacity(problem: Problem, tier: str) -> float | None:
     if not found:
         return None
     # A thousandth on top, so that the printed figure still fits after rounding.
-    return (problem.limits[tier] + min(found)) / _usable_share(problem) * 1.001
-
-
-def _usable_share(problem: Problem) -> float:
-    """The usable fraction; it is the same for every tier, and the GPU's capacity is never 0."""
-    return problem.limits["gpu"] / problem.hardware.capacity_bytes["gpu"]
+    return (problem.limits[tier] + min(found)) / problem.usable_fraction * 1.001
 
 
 def _compression_that_fits(problem: Problem) -> str | None:

@@ -137,9 +137,7 @@ def shadow_prices(problem: Problem, candidate: Candidate) -> tuple[Price, ...]:
         return ()
     found = []
     for tier in TIERS:
-        capacity = problem.hardware.capacity_bytes[tier]
-        usable = problem.limits[tier] / capacity if capacity else 1.0
-        saved = base.prices_s_per_byte[tier] * usable * GiB / base.seconds
+        saved = base.prices_s_per_byte[tier] * problem.usable_fraction * GiB / base.seconds
         found.append(Price(what=_CAPACITIES[tier], amount="1 GiB", gain=saved, method="dual of the capacity"))
     for change in _RAISES:
         hardware = change.applied(problem)
