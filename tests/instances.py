@@ -387,8 +387,26 @@ def cost_of(problem: Problem, policy: Policy) -> Estimate:
     )
 
 
-def shapes(problem: Problem, *, most: int) -> list[Shape]:
-    """Every batch shape up to ``most`` batches of up to ``most`` prompts that the request leaves open."""
-    sizes = [problem.gpu_batch_size] if problem.gpu_batch_size else range(1, most + 1)
-    numbers = [problem.num_gpu_batches] if problem.num_gpu_batches else range(1, most + 1)
-    return [Shape.exactly(size, number) for size, number in itertools.product(sizes, numbers)]
+def every_shape(problem: Problem) -> list[Shape]:
+    """Every batch shape that could fit: together, the tiers must at least hold the cache in four bits."""
+    model, workload = problem.model, problem.workload
+    cache = model.kv_values_per_token * 0.5625 * model.num_layers * workload.total_len
+    most = math.floor(sum(problem.limits.values()) / cache * (1 + 1e-6))
+    batch = min(most, workload.num_prompts or most)
+    sizes = [problem.gpu_batch_size] if problem.gpu_batch_size else range(1, batch + 1)
+    numbers = [problem.num_gpu_batches] if problem.num_gpu_batches else range(1, batch + 1)
+    return [Shape.exactly(size, number) for size in sizes for number in numbers if size * number <= most]
+
+
+def brute_force(problem: Problem) -> list[Best]:
+    """The best policy of every batch shape under every combination of switches, without the library's program."""
+    found = (
+        best_policy_of_shape(problem, switches, shape)
+        for switches in problem.switches
+        for shape in every_shape(problem)
+    )
+    return [best for best in found if best is not None]
+
+
+def fastest_of(found: list[Best]) -> Best:
+    return max(found, key=lambda best: best.cost.throughput_tok_per_s)
