@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from os import PathLike
 from typing import Annotated, Any, Literal
 
@@ -55,6 +56,8 @@ class Quantity:
             raise InputError(f"efficiency is {self.efficiency}: it must lie in (0, 1]")
         if self.efficiency != 1 and self.efficiency_source is None:
             raise InputError(f"efficiency is {self.efficiency} but field 'efficiency_source' is missing")
+        if self.spread is not None and self.spread < 0:
+            raise InputError(f"spread is {self.spread}: it must be at least 0")
 
     @property
     def effective(self) -> float:
@@ -80,7 +83,7 @@ class Rate(Quantity):
             return
         if not self.curve or any(rows <= 0 or rate <= 0 for rows, rate in self.curve):
             raise InputError("curve needs at least one pair of rows > 0 and rate > 0")
-        if any(a[0] >= b[0] for a, b in zip(self.curve, self.curve[1:], strict=False)):
+        if any(a[0] >= b[0] for a, b in pairwise(self.curve)):
             raise InputError("curve needs strictly increasing rows")
 
     def at(self, rows: float) -> float:
@@ -90,7 +93,7 @@ class Rate(Quantity):
         knots = self.curve
         if rows <= knots[0][0]:
             return knots[0][1] * self.efficiency
-        for (left, low), (right, high) in zip(knots, knots[1:], strict=False):
+        for (left, low), (right, high) in pairwise(knots):
             if rows <= right:
                 share = math.log(rows / left) / math.log(right / left)
                 return (low + share * (high - low)) * self.efficiency
@@ -102,6 +105,10 @@ class Rate(Quantity):
         return max(self.at(low), self.at(high), *inside)
 
 
+def _has_text_rate(knot: object) -> bool:
+    return isinstance(knot, list) and len(knot) == 2 and isinstance(knot[1], str)
+
+
 def _quantity(dimension: units.Dimension) -> BeforeValidator:
     """A validator that accepts text with units for ``value`` (and ``curve``) of a quantity."""
 
@@ -109,11 +116,13 @@ def _quantity(dimension: units.Dimension) -> BeforeValidator:
         if not isinstance(data, Mapping):
             return data
         converted = dict(data)
+        if isinstance(converted.get("value"), bool):  # pydantic would take it for 0 or 1
+            raise InputError(f"value is {converted['value']}: it must be a number or text with a unit")
         if isinstance(converted.get("value"), str):
             converted["value"] = units.parse(converted["value"], dimension)
         if isinstance(converted.get("curve"), list):
             converted["curve"] = [
-                [knot[0], units.parse(knot[1], dimension)] if isinstance(knot, list) and len(knot) == 2 else knot
+                [knot[0], units.parse(knot[1], dimension)] if _has_text_rate(knot) else knot
                 for knot in converted["curve"]
             ]
         return converted
@@ -288,6 +297,9 @@ class Hardware:
     measured: dict[str, Any] | None = field(default=None)
 
     def __post_init__(self) -> None:
+        for name, constant in (self.flexgen_constants or {}).items():
+            if constant.value <= 0:
+                raise InputError(f"flexgen_constants.{name}.value is {constant.value:g}: it must be greater than 0")
         for path, quantity in quantities(self):
             for key in (quantity.source, quantity.efficiency_source):
                 if key is not None and key not in self.sources:
@@ -335,9 +347,9 @@ class Hardware:
         """A copy in which the effective quantity at ``path`` is larger by ``amount`` (a curve by its share)."""
 
         def raise_by(old: Quantity) -> Quantity:
-            factor = (old.effective + amount) / old.effective
-            changes: dict[str, Any] = {"value": old.value * factor}
+            changes: dict[str, Any] = {"value": (old.effective + amount) / old.efficiency}
             if isinstance(old, Rate) and old.curve is not None:
+                factor = (old.effective + amount) / old.effective
                 changes["curve"] = tuple((rows, rate * factor) for rows, rate in old.curve)
             return dataclasses.replace(old, **changes)
 
@@ -356,7 +368,6 @@ class Hardware:
 
         copy: Hardware = walk(self, path.split("."))
         return copy
-
 
 
 def quantities(hardware: Hardware) -> list[tuple[str, Quantity]]:

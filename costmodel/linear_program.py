@@ -212,12 +212,13 @@ def build(question: Question) -> Program:
             -offset,
         )
     low, high = zip(*bounds, strict=True)
-    return Program(
-        cost, offset, lower, upper, np.array(rows), np.array(low), np.array(high), tuple(names), prompts
-    )
+    return Program(cost, offset, lower, upper, np.array(rows), np.array(low), np.array(high), tuple(names), prompts)
 
 
 # ------------------------------------------------------------------ solving
+
+SCALING_PASSES = 2
+"""Alternations between rows and columns; more change nothing that matters."""
 
 
 @cache
@@ -233,21 +234,46 @@ def _highs() -> Any:
     return highs
 
 
+def _scales(program: Program, cost: Vector) -> tuple[Vector, Vector, float]:
+    """Factors for the rows, the columns and the cost that bring every coefficient near 1.
+
+    The solver's tolerances are absolute and coefficients differ by the size of the model and by machine,
+    so each row and column is divided by the geometric mean of its largest and smallest entry, in turn.
+    """
+    size = np.abs(np.vstack([program.matrix, cost]))
+    size[size == 0] = np.nan
+    rows, columns = np.ones(len(size)), np.ones(len(cost))
+    for _ in range(SCALING_PASSES):
+        rows = _inverse_middle(size * columns, axis=1)
+        columns = _inverse_middle(size * rows[:, None], axis=0)
+    return rows[:-1], columns, float(rows[-1])
+
+
+def _inverse_middle(size: Vector, *, axis: int) -> Vector:
+    """1 / sqrt(largest × smallest) of each line, as a power of 2 (exact to apply); 1 for an empty line."""
+    largest, smallest = np.fmax.reduce(size, axis=axis), np.fmin.reduce(size, axis=axis)
+    middle = np.sqrt(largest) * np.sqrt(smallest)
+    return np.exp2(-np.round(np.log2(np.where(np.isnan(middle), 1.0, middle))))
+
+
 def _run(program: Program, cost: Vector, offset: float) -> tuple[Vector, Vector] | None:
     """Solve with HiGHS; the values and row duals, or ``None`` where the program is infeasible."""
     import highspy
 
     highs = _highs()
     lp = highspy.HighsLp()
-    rows, columns = program.matrix.shape
-    lp.num_col_, lp.num_row_, lp.offset_ = columns, rows, offset
-    lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, program.lower, program.upper
-    lp.row_lower_, lp.row_upper_ = program.row_lower, program.row_upper
-    filled = program.matrix != 0
+    row_scale, column_scale, cost_scale = _scales(program, cost)
+    matrix = program.matrix * row_scale[:, None] * column_scale
+    rows, columns = matrix.shape
+    lp.num_col_, lp.num_row_, lp.offset_ = columns, rows, offset * cost_scale
+    lp.col_cost_ = cost * column_scale * cost_scale
+    lp.col_lower_, lp.col_upper_ = program.lower / column_scale, program.upper / column_scale
+    lp.row_lower_, lp.row_upper_ = program.row_lower * row_scale, program.row_upper * row_scale
+    filled = matrix != 0
     lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     lp.a_matrix_.start_ = np.concatenate(([0], np.cumsum(filled.sum(axis=1)))).astype(np.int32)
     lp.a_matrix_.index_ = np.nonzero(filled)[1].astype(np.int32)
-    lp.a_matrix_.value_ = program.matrix[filled]
+    lp.a_matrix_.value_ = matrix[filled]
     status = highspy.HighsModelStatus
     for presolve in ("off", "on"):  # a second way out where the first ends in "unknown"
         highs.setOptionValue("presolve", presolve)
@@ -256,10 +282,12 @@ def _run(program: Program, cost: Vector, offset: float) -> tuple[Vector, Vector]
         found = highs.getModelStatus()
         if found == status.kOptimal:
             solution = highs.getSolution()
-            return np.array(solution.col_value), np.array(solution.row_dual)
+            return np.array(solution.col_value) * column_scale, np.array(solution.row_dual) * row_scale / cost_scale
         if found == status.kInfeasible:
             return None
-    raise SolverError(f"HiGHS ended with status {highs.modelStatusToString(found)!r} for a placement program; please report it")
+    raise SolverError(
+        f"HiGHS ended with status {highs.modelStatusToString(found)!r} for a placement program; please report it"
+    )
 
 
 def solve(question: Question) -> Solution | None:
@@ -287,7 +315,7 @@ def _solution(program: Program, values: Vector, duals: Vector) -> Solution:
     )
 
 
-TIE_TOLERANCE = 1e-7
+TIE_TOLERANCE = 1e-9
 """Relative slack on the best time while the second solve chooses among equals."""
 
 

@@ -51,7 +51,9 @@ def with_overrides(
         if value is None:
             continue
         if value < 0 or (value == 0 and name not in ("cpu_memory", "disk")):
-            raise InputError(f"{name} is {value:g}: it must be {'at least' if name in ('cpu_memory', 'disk') else 'greater than'} 0")
+            raise InputError(
+                f"{name} is {value:g}: it must be {'at least' if name in ('cpu_memory', 'disk') else 'greater than'} 0"
+            )
         for path in _PATHS[name]:
             hardware = hardware.replace(path, value, source=GIVEN)
         if hardware.flexgen_constants is not None:

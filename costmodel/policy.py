@@ -103,7 +103,9 @@ def splits_from_percent(percent: tuple[float, ...]) -> tuple[Split, Split, Split
             if not 0 <= value <= 100:
                 raise InputError(f"--percent: {kind} on the {tier} is {value:g}: a percentage must lie in [0, 100]")
         if gpu + cpu > 100 + 1e-6:
-            raise InputError(f"--percent: {kind} on GPU and CPU sum to {gpu + cpu:g}: the limit is 100 (the rest is on disk)")
+            raise InputError(
+                f"--percent: {kind} on GPU and CPU sum to {gpu + cpu:g}: the limit is 100 (the rest is on disk)"
+            )
         rest = max(0.0, 100 - gpu - cpu)
         splits.append(Split(gpu=gpu / 100, cpu=cpu / 100, disk=rest / 100))
     return splits[0], splits[1], splits[2]

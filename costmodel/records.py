@@ -61,8 +61,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Parse a JSON file; a missing, unreadable or truncated one is an :class:`InputError`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: cannot be read: it is not UTF-8 text") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path}: cannot be read: {reason}") from None
     return parse_json(text, where=str(path))
 
@@ -81,7 +83,7 @@ def parse_json(text: str, *, where: str) -> Any:
 def check_schema(data: object, expected: str, *, where: str) -> dict[str, Any]:
     """Return ``data`` without its ``schema`` key after checking that it is ``expected``."""
     if not isinstance(data, dict):
-        raise InputError(f"{where}: a JSON object with \"schema\": \"{expected}\" is expected, not {_shown(data)}")
+        raise InputError(f'{where}: a JSON object with "schema": "{expected}" is expected, not {_shown(data)}')
     found = data.get("schema")
     if found != expected:
         told = "is missing" if found is None else f"is {_shown(found)}"

@@ -1,6 +1,6 @@
 """What fills each tier at its fullest moment: weights, KV cache, activations, and buffers for the rest."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Protocol
 
 from costmodel.estimate import Estimate, case_of
@@ -67,7 +67,7 @@ def residency(plan: Plan) -> dict[str, dict[str, float]]:
 
 def _only(amounts: Amounts[float], kind: str, tier: str) -> Amounts[float]:
     """One amount, everything else zero."""
-    nothing = PerTier(0.0, 0.0, 0.0)
+    nothing: PerTier[float] = PerTier(0.0, 0.0, 0.0)
     alone = replace(nothing, **{tier: getattr(getattr(amounts, kind), tier)})
-    zeros = {field.name: nothing if field.name in KINDS else 0.0 for field in fields(amounts)}
-    return Amounts(**{**zeros, kind: alone})
+    weights, cache, activations = (alone if name == kind else nothing for name in KINDS[:-1])
+    return Amounts(weights, cache, activations, prompts=0.0, blocks=0.0)

@@ -76,13 +76,13 @@ def format_rate(value: float, dimension: Dimension) -> str:
 
 def format_seconds(value: float) -> str:
     """Format a duration: ``"4.2 ms"``, ``"12.5 s"``, ``"3 min 20 s"``, ``"2 h 05 min"``."""
-    if value >= 3600:
+    if value >= 3599.5:
         minutes = round(value / 60)
         return f"{minutes // 60} h {minutes % 60:02d} min"
     if value >= 120:
         seconds = round(value)
         return f"{seconds // 60} min {seconds % 60:02d} s"
-    return _format(value, [("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)])
+    return _format(value, [("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)]) if value else "0 s"
 
 
 def _format(value: float, scales: list[tuple[str, float]]) -> str:

@@ -1,6 +1,5 @@
 """What people call the tiers, resources and switches: the words of the report and of the figures."""
 
-from costmodel.hardware import Hardware
 from costmodel.policy import Policy
 
 KINDS = {"weights": "weights", "cache": "KV cache", "activations": "activations", "buffers": "buffers"}
@@ -14,39 +13,31 @@ _RESOURCES = {
     "disk_read": "disk read",
     "disk_write": "disk write",
 }
-# Without a GPU the first tier is a budget of host memory that the CPU computes from.
-_TIERS_WITHOUT_GPU = {"gpu": "memory", "cpu": "2nd memory", "disk": "disk"}
-_RESOURCES_WITHOUT_GPU = {
-    **_RESOURCES,
-    "gpu_compute": "CPU compute",
-    "cpu_compute": "2nd-memory attention",
-    "cpu_to_gpu": "copy from 2nd memory",
-    "gpu_to_cpu": "copy to 2nd memory",
-}
 
 
-def tier_name(tier: str, hardware: Hardware) -> str:
-    """``"GPU"`` for ``"gpu"``; on a machine without one, the memory that the CPU computes from."""
-    return (_TIERS_WITHOUT_GPU if hardware.gpu.kind == "cpu" else _TIERS)[tier]
+def tier_name(tier: str) -> str:
+    """``"GPU"`` for ``"gpu"``."""
+    return _TIERS[tier]
 
 
-def memory_name(tier: str, hardware: Hardware) -> str:
+def memory_name(tier: str) -> str:
     """The tier as a place with a size: ``"GPU memory"``, ``"disk"``."""
-    name = tier_name(tier, hardware)
-    return f"{name} memory" if name in ("GPU", "CPU") else name
+    return "disk" if tier == "disk" else f"{_TIERS[tier]} memory"
 
 
-def resource_name(resource: str, hardware: Hardware) -> str:
+def resource_name(resource: str) -> str:
     """``"CPU→GPU link"`` for ``"cpu_to_gpu"``."""
-    return (_RESOURCES_WITHOUT_GPU if hardware.gpu.kind == "cpu" else _RESOURCES)[resource]
+    return _RESOURCES[resource]
 
 
 def batches(policy: Policy) -> str:
     """The batch shape: ``"3 GPU batches of 55 prompts = 165 prompts in a block"``."""
     size, number = policy.gpu_batch_size, policy.num_gpu_batches
     of = f"{counted(number, 'GPU batch', 'GPU batches')} of {counted(size, 'prompt')}"
-    return f"{of}: a block of {counted(policy.block_size, 'prompt')}" if number == 1 else (
-        f"{of} = {counted(policy.block_size, 'prompt')} in a block"
+    return (
+        f"{of}: a block of {counted(policy.block_size, 'prompt')}"
+        if number == 1
+        else (f"{of} = {counted(policy.block_size, 'prompt')} in a block")
     )
 
 
@@ -55,17 +46,27 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def switches(policy: Policy, *, without_defaults: bool = False) -> list[str]:
-    """The switches as phrases, compression first; ``without_defaults`` keeps what is not the plain way."""
+def switches(policy: Policy) -> list[str]:
+    """The switches as phrases, compression first."""
     phrases = [
         (policy.compress_weights, "4-bit weights", "16-bit weights"),
         (policy.compress_cache, "4-bit KV cache", "16-bit KV cache"),
         (policy.cpu_attention, "attention on the CPU", "attention on the GPU"),
         (not policy.overlap, "no overlap", "transfers overlap computing"),
     ]
-    if without_defaults:
-        return [special for is_special, special, _ in phrases if is_special]
     return [special if is_special else plain for is_special, special, plain in phrases]
+
+
+def compressed(policy: Policy) -> str:
+    """What is kept in 4 bits, in a word: ``"both"``, ``"weights"``, ``"cache"`` or a dash."""
+    if policy.compress_weights and policy.compress_cache:
+        return "both"
+    return "weights" if policy.compress_weights else "cache" if policy.compress_cache else "–"
+
+
+def attention(policy: Policy) -> str:
+    """Where attention to the cache off the GPU runs."""
+    return "CPU" if policy.cpu_attention else "GPU"
 
 
 def number(value: float) -> str:
@@ -83,6 +84,6 @@ def percent(share: float) -> str:
     return f"{value:,.0f} %"
 
 
-def billions(count: float) -> str:
-    """Parameters: ``"125 million"``, ``"29.97 billion"``."""
-    return f"{count / 1e9:.4g} billion" if count >= 1e9 else f"{count / 1e6:.4g} million"
+def parameters(count: float) -> str:
+    """A number of parameters: ``"125.2 M"``, ``"29.97 B"``."""
+    return f"{count / 1e9:.4g} B" if count >= 1e9 else f"{count / 1e6:.4g} M"

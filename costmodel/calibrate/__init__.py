@@ -61,6 +61,7 @@ class Calibration:
             "schema": SCHEMA,
             "constants": [
                 {
+                    "name": c.name,
                     "path": c.path,
                     "attribute": c.attribute,
                     "value": value,
@@ -94,18 +95,20 @@ def calibrate(
     hardware: Hardware,
     *,
     constants: Sequence[Constant] = T4_FLEXGEN,
-    report: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Fit the roofline constants to the published runs and predict what was not fitted.
 
-    ``report`` is called after each of the ``1 + len(runs())`` fits.
+    ``progress`` is called with the fits done and their number.
     """
     roofline, flexgen = get("roofline"), get("flexgen")
-    fitted = fit(hardware, runs(), roofline, constants, report=report)
+    fitted = fit(hardware, runs(), roofline, constants)
     left_out = []
     for i, run in enumerate(runs()):
+        if progress is not None:
+            progress(i + 1, len(runs()) + 1)
         others = [*runs()[:i], *runs()[i + 1 :]]
-        left_out.append(_row(run, fit(hardware, others, roofline, constants, report=report)))
+        left_out.append(_row(run, fit(hardware, others, roofline, constants)))
     return Calibration(
         hardware=fitted,
         constants=tuple((constant, constant.of(fitted)) for constant in constants),

@@ -4,4 +4,5 @@ import sys
 
 from costmodel.commands.calibrate import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main(prog="python -m costmodel.calibrate"))

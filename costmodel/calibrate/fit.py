@@ -7,7 +7,7 @@ run is left out; without that, leaving a run out would measure the optimiser's s
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,13 @@ NOISE = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """One fitted number: the ``attribute`` of the quantity at ``path``.
+    """One fitted number, called ``name``: the ``attribute`` of the quantity at ``path``.
 
     ``prior`` and ``spread`` (of its natural logarithm) come from ``why``; ``upper`` is the physical
     bound: 1 for an efficiency, so that no bandwidth exceeds its datasheet.
     """
 
+    name: str
     path: str
     attribute: str
     prior: float
@@ -44,6 +45,7 @@ class Constant:
 
 T4_FLEXGEN = (
     Constant(
+        name="GPU memory bandwidth, share of 320 GB/s",
         path="gpu.memory_bytes_per_s",
         attribute="efficiency",
         prior=0.8,
@@ -52,6 +54,7 @@ T4_FLEXGEN = (
         why="share of the datasheet's bandwidth that streaming kernels usually reach",
     ),
     Constant(
+        name="prefill attention, share of 65 TFLOP/s",
         path="gpu.attention_flops_per_s",
         attribute="efficiency",
         prior=9.97 / 65,
@@ -60,6 +63,7 @@ T4_FLEXGEN = (
         why="the released solver's batched matmul rate in prefill, 9.97 TFLOP/s",
     ),
     Constant(
+        name="4-bit expansion, share of what memory traffic allows",
         path="gpu.dequantize_values_per_s",
         attribute="efficiency",
         prior=0.1,
@@ -68,6 +72,7 @@ T4_FLEXGEN = (
         why="about ten elementwise passes where one would do",
     ),
     Constant(
+        name="CPU attention, share of 128 GB/s",
         path="cpu.attention_bytes_per_s",
         attribute="efficiency",
         prior=12.3 / 128,
@@ -76,6 +81,7 @@ T4_FLEXGEN = (
         why="the released solver's CPU attention, 0.0123 TFLOP/s at one FLOP a byte",
     ),
     Constant(
+        name="CPU attention, seconds for each call",
         path="cpu.attention_call_s",
         attribute="value",
         prior=5e-3,
@@ -84,6 +90,7 @@ T4_FLEXGEN = (
         why="order of magnitude of a synchronisation and a parallel region over fresh buffers",
     ),
     Constant(
+        name="cache copy CPU→GPU, share of 15.75 GB/s",
         path="links.cpu_to_gpu.cache_bytes_per_s",
         attribute="efficiency",
         prior=0.35,
@@ -92,6 +99,7 @@ T4_FLEXGEN = (
         why="a copy of pageable memory into a pinned buffer by one thread, 4 to 8 GB/s",
     ),
     Constant(
+        name="disk read, share of 2.65 GB/s",
         path="links.disk_read.bytes_per_s",
         attribute="efficiency",
         prior=0.9,
@@ -120,8 +128,6 @@ def fit(
     runs: Sequence[Run],
     formulation: Formulation,
     constants: Sequence[Constant] = T4_FLEXGEN,
-    *,
-    report: Callable[[], None] = lambda: None,
 ) -> Hardware:
     """The machine with its constants fitted to the runs, starting from the priors; deterministic."""
     priors = np.log([constant.prior for constant in constants])
@@ -141,5 +147,4 @@ def fit(
         xtol=1e-12,
         ftol=1e-12,
     )
-    report()
     return with_constants(hardware, constants, np.exp(solution.x).tolist())

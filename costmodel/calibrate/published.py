@@ -33,11 +33,11 @@ class Run:
     def name(self) -> str:
         """A short label: model, prompt length, batch shape and compression."""
         policy = self.policy
-        four_bit = " 4-bit " + "+".join(
-            word for word, on in (("w", policy.compress_weights), ("c", policy.compress_cache)) if on
+        shape = f"{policy.gpu_batch_size}×{policy.num_gpu_batches}"
+        kinds = [word for word, on in (("w", policy.compress_weights), ("c", policy.compress_cache)) if on]
+        return " ".join(
+            [self.model.name, f"s={self.workload.prompt_len}", shape, *(["4-bit", "+".join(kinds)] * bool(kinds))]
         )
-        compressed = four_bit if policy.compress_weights or policy.compress_cache else ""
-        return f"{self.model.name} s={self.workload.prompt_len} {policy.gpu_batch_size}×{policy.num_gpu_batches}{compressed}"
 
 
 @dataclass(frozen=True, kw_only=True)

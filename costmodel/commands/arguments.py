@@ -1,7 +1,6 @@
 """The flags that the commands share, and how they become a machine, a model, a workload and a request."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from costmodel import records
@@ -16,6 +15,7 @@ from costmodel.overrides import with_overrides
 from costmodel.policy import splits_from_percent
 from costmodel.workload import Workload
 
+USAGE = "%(prog)s [--gpu NAME | --hardware FILE] [--model NAME|PATH] [flags]"
 DEFAULT_GPU = "t4"
 DEFAULT_MODEL = "opt-30b"
 
@@ -35,7 +35,9 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         "A number given here replaces the catalogue's, without an efficiency on top.",
     )
     which = group.add_mutually_exclusive_group()
-    which.add_argument("--gpu", metavar="NAME", help=f"a machine of the catalogue (default: {DEFAULT_GPU}; see --list-gpus)")
+    which.add_argument(
+        "--gpu", metavar="NAME", help=f"a machine of the catalogue (default: {DEFAULT_GPU}; see --list-gpus)"
+    )
     which.add_argument("--hardware", metavar="FILE", help="a hardware file, your own or one that the profiler wrote")
     size, rate = parsing.quantity("bytes", or_zero=True), parsing.quantity("bytes/s")
     group.add_argument("--gpu-memory", metavar="SIZE", type=parsing.quantity("bytes"), help="GPU memory, such as 16GiB")
@@ -43,7 +45,9 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--disk", metavar="SIZE", type=size, help="disk space, such as 1.5TB; 0GiB for none")
     group.add_argument("--disk-read", metavar="RATE", type=rate, help="rate of reading the disk, such as 2GB/s")
     group.add_argument("--disk-write", metavar="RATE", type=rate, help="rate of writing the disk, such as 1GB/s")
-    group.add_argument("--host-link", metavar="RATE", type=rate, help="rate between CPU and GPU, each way, such as 12GB/s")
+    group.add_argument(
+        "--host-link", metavar="RATE", type=rate, help="rate between CPU and GPU, each way, such as 12GB/s"
+    )
     group.add_argument(
         "--usable-fraction",
         metavar="SHARE",
@@ -61,12 +65,19 @@ def add_work(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="NAME|PATH",
         default=DEFAULT_MODEL,
-        help="a model of the catalogue, or a Hugging Face config.json or its folder (default: %(default)s; see --list-models)",
+        help="a model of the catalogue, or a Hugging Face config.json or its folder "
+        "(default: %(default)s; see --list-models)",
     )
     tokens = parsing.whole_number(1, parsing.MOST_TOKENS)
-    group.add_argument("--prompt-len", metavar="TOKENS", type=tokens, default=512, help="tokens of each prompt (default: %(default)s)")
     group.add_argument(
-        "--gen-len", metavar="TOKENS", type=tokens, default=32, help="tokens to generate for each prompt (default: %(default)s)"
+        "--prompt-len", metavar="TOKENS", type=tokens, default=512, help="tokens of each prompt (default: %(default)s)"
+    )
+    group.add_argument(
+        "--gen-len",
+        metavar="TOKENS",
+        type=tokens,
+        default=32,
+        help="tokens to generate for each prompt (default: %(default)s)",
     )
     group.add_argument(
         "--num-prompts",
@@ -94,12 +105,14 @@ def add_latency(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_policy(parser: argparse.ArgumentParser, *, title: str, about: str, auto: str) -> argparse._ArgumentGroup:
-    """The batch shape, the splits and the switches; ``auto`` says what leaving a switch open means."""
+def add_policy(parser: argparse.ArgumentParser, *, title: str, about: str) -> argparse._ArgumentGroup:
+    """The batch shape, the splits and the switches; ``about`` says what leaving a switch at auto means."""
     group = parser.add_argument_group(title, about)
     count = parsing.whole_number(1)
     group.add_argument("--gpu-batch-size", metavar="N", type=count, help="prompts that the GPU computes at once")
-    group.add_argument("--num-gpu-batches", metavar="N", type=count, help="GPU batches in a block, which share each load of a layer")
+    group.add_argument(
+        "--num-gpu-batches", metavar="N", type=count, help="GPU batches in a block, which share each load of a layer"
+    )
     group.add_argument(
         "--percent",
         nargs=6,
@@ -108,9 +121,8 @@ def add_policy(parser: argparse.ArgumentParser, *, title: str, about: str, auto:
         help="percent of weights, KV cache and activations on GPU and CPU; what a pair leaves to 100 is on disk",
     )
     for name in SWITCHES:
-        group.add_argument(
-            f"--{name.replace('_', '-')}", type=_switch, default="auto", metavar="auto|on|off", help=f"{_SWITCH_HELP[name]} ({auto})"
-        )
+        flag, text = f"--{name.replace('_', '-')}", f"{_SWITCH_HELP[name]} (default: auto)"
+        group.add_argument(flag, type=_switch, default="auto", metavar="auto|on|off", help=text)
     return group
 
 
@@ -125,7 +137,9 @@ def add_output(parser: argparse.ArgumentParser, *, figure: str, policy: bool) ->
     )
     group.add_argument("--plot", metavar="FILE", type=parsing.figure_file, help=f"draw {figure}: .png, .pdf or .svg")
     if policy:
-        group.add_argument("--save-policy", metavar="FILE", type=parsing.output_file, help="write the policy, for estimate --policy")
+        group.add_argument(
+            "--save-policy", metavar="FILE", type=parsing.output_file, help="write the policy, for estimate --policy"
+        )
 
 
 def machine(args: argparse.Namespace) -> Hardware:
@@ -143,7 +157,9 @@ def _from_catalog(name: str) -> Hardware:
         return Hardware.from_catalog(name.strip().lower())
     except InputError as error:
         if name.endswith(".json"):
-            raise InputError(f"--gpu is {name}: it takes a name of the catalogue; a file goes with --hardware") from None
+            raise InputError(
+                f"--gpu is {name}: it takes a name of the catalogue; a file goes with --hardware"
+            ) from None
         raise InputError(f"--gpu: {error}") from None
 
 
@@ -189,18 +205,7 @@ def check_files(args: argparse.Namespace) -> None:
     """Raise :class:`InputError` where two outputs share a file, or an output would replace an input."""
     reads = {"--hardware": args.hardware, "--model": args.model, "--policy": getattr(args, "policy", None)}
     writes = {"--json": args.json, "--plot": args.plot, "--save-policy": getattr(args, "save_policy", None)}
-    taken: dict[Path, str] = {_place(path): flag for flag, path in reads.items() if path is not None and Path(path).is_file()}
-    for flag, path in writes.items():
-        if not isinstance(path, Path) or (path.exists() and not path.is_file()):
-            continue
-        other = taken.setdefault(_place(path), flag)
-        if other != flag:
-            does = "is read" if other in reads else "is written"
-            raise InputError(f"{flag} is {path}: that file {does} by {other}; name another one")
-
-
-def _place(path: str | Path) -> Path:
-    return Path(path).resolve()
+    parsing.check_distinct(writes, reads)
 
 
 def _formulation(text: str) -> str:

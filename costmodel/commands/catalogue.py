@@ -33,8 +33,8 @@ class ListMachines(_Listing):
     """The machines of the catalogue."""
 
     def table(self) -> terminal.Renderable:
-        """One row a machine: effective sizes, nominal rates."""
-        table = terminal.table("name", "GPU", ">memory", ">bandwidth", ">fp16", ">host link", ">CPU", ">disk")
+        """One row a machine: nominal sizes and rates; the profile holds what software reaches of them."""
+        table = terminal.table("name", ">memory", ">bandwidth", ">16-bit", ">host link", ">CPU", ">disk")
         for name in machines.catalog_names():
             table.add_row(*_machine_row(Hardware.from_catalog(name)))
         return table
@@ -45,7 +45,6 @@ def _machine_row(hardware: Hardware) -> list[str]:
     size = hardware.capacity_bytes
     return [
         hardware.name,
-        gpu.name,
         format_bytes(gpu.memory_bytes.value),
         format_rate(gpu.memory_bytes_per_s.value, "bytes/s"),
         format_rate(gpu.matmul_flops_per_s.value, "FLOP/s"),
@@ -59,7 +58,9 @@ class ListModels(_Listing):
 
     def table(self) -> terminal.Renderable:
         """One row a model, smallest first."""
-        table = terminal.table("name", ">parameters", ">layers", ">hidden", ">weights (16-bit)", ">KV cache a token", ">positions")
+        table = terminal.table(
+            "name", ">parameters", ">layers", ">hidden", ">16-bit weights", ">KV a token", ">positions"
+        )
         for name in models.catalog_names():
             table.add_row(*_model_row(ModelSpec.from_catalog(name)))
         return table
@@ -68,7 +69,7 @@ class ListModels(_Listing):
 def _model_row(model: ModelSpec) -> list[str]:
     return [
         model.name,
-        words.billions(model.total_params),
+        words.parameters(model.total_params),
         str(model.num_layers),
         str(model.hidden_size),
         format_bytes(model.total_params * models.BYTES_PER_VALUE),

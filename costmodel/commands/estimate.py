@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodel import records
-from costmodel.commands import arguments, output, outcome, parsing
+from costmodel.commands import arguments, outcome, output, parsing, report, terminal
 from costmodel.errors import InputError
 from costmodel.estimate import Estimate, estimate
 from costmodel.formulations import get
@@ -29,8 +29,8 @@ examples:
       --gpu-batch-size 48 --num-gpu-batches 3 --usable-fraction 1
       what the published cost model says
 
-A policy that does not fit is estimated all the same: the report names what is exceeded (exit code 0).
-exit codes: 0 estimated, 2 bad input
+A policy that does not fit is estimated all the same: the report names what is exceeded.
+exit codes: 0 estimated, whether it fits or not; 2 bad input
 """
 
 _LIKELY = {"compress_weights": False, "compress_cache": False, "cpu_attention": False, "overlap": True}
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tierwise estimate") 
 def _parser(prog: str) -> parsing.Parser:
     parser = parsing.Parser(
         prog=prog,
+        usage=arguments.USAGE,
         description="Predict the time, throughput and memory of one fixed policy, and say what limits it.",
         epilog=EPILOG,
     )
@@ -80,11 +81,13 @@ def _parser(prog: str) -> parsing.Parser:
     group = arguments.add_policy(
         parser,
         title="the policy",
-        about="A file, or --percent with both batch sizes.",
-        auto="auto, the default: as the file says; without a file no compression, attention on the GPU where the "
-        "cost model knows it, overlap on",
+        about="A file, or --percent with both batch sizes. A switch at auto is as the file says;\n"
+        "without a file nothing is compressed, copies overlap computing, and attention\n"
+        "runs on the GPU where the cost model knows that.",
     )
-    group.add_argument("--policy", metavar="FILE", help="a policy file (search --save-policy) or a whole result (--json)")
+    group.add_argument(
+        "--policy", metavar="FILE", help="a policy file (search --save-policy) or a whole result (--json)"
+    )
     arguments.add_output(parser, figure="where everything lives and what is busy", policy=True)
     return parser
 
@@ -109,7 +112,7 @@ def _run(args: argparse.Namespace) -> int:
         workload=workload,
         formulation=args.formulation,
         usable_fraction=formulation.default_usable_fraction if args.usable_fraction is None else args.usable_fraction,
-        notes=(*formulation.notes(hardware), *_made_for_another(args, hardware, model, workload)),
+        notes=formulation.notes(hardware) + _made_for_another(args, hardware, model, workload),
     )
     written = output.write(args, data=answer.to_dict(), policy=policy)
     if args.plot is not None:
@@ -117,8 +120,6 @@ def _run(args: argparse.Namespace) -> int:
 
         written.append(output.draw(figures.policy_figure(answer), args.plot))
     if args.json != parsing.STANDARD_OUTPUT:
-        from costmodel.commands import report, terminal
-
         terminal.show(*report.estimate_report(answer, notes=answer.notes, written=written))
     return 0
 
@@ -134,7 +135,9 @@ def _policy(args: argparse.Namespace, hardware: Hardware) -> Policy:
         return _from_file(args)
     missing = [flag for flag, value in fixed.items() if value is None]
     if len(missing) == len(fixed):
-        raise InputError("estimate needs a policy: --policy FILE, or --percent with --gpu-batch-size and --num-gpu-batches")
+        raise InputError(
+            "estimate needs a policy: --policy FILE, or --percent with --gpu-batch-size and --num-gpu-batches"
+        )
     if missing:
         given = next(flag for flag, value in fixed.items() if value is not None)
         raise InputError(f"{given} needs {' and '.join(missing)} as well: together they make a policy")
@@ -151,7 +154,9 @@ def _from_file(args: argparse.Namespace) -> Policy:
     for name, wanted in arguments.switches(args).items():
         if getattr(policy, name) != wanted:
             flag, state = f"--{name.replace('_', '-')}", "on" if wanted else "off"
-            raise InputError(f"{flag} {state} contradicts --policy {args.policy}, where {name} is {'off' if wanted else 'on'}")
+            raise InputError(
+                f"{flag} {state} contradicts --policy {args.policy}, where {name} is {'off' if wanted else 'on'}"
+            )
     return policy
 
 
@@ -166,20 +171,20 @@ def _determinate(args: argparse.Namespace, hardware: Hardware) -> dict[str, bool
     return {**_LIKELY, **given}  # the estimate says why not
 
 
-def _made_for_another(args: argparse.Namespace, hardware: Hardware, model: ModelSpec, workload: Workload) -> list[str]:
+def _made_for_another(
+    args: argparse.Namespace, hardware: Hardware, model: ModelSpec, workload: Workload
+) -> tuple[str, ...]:
     """A note where the policy file is a whole result for another machine, model or workload."""
-    if args.policy is None:
-        return []
-    whole = records.read_json(args.policy)
-    notes = []
-    for what, used in (("hardware", hardware.name), ("model", model.name)):
-        meant = whole.get(what)
-        if isinstance(meant, dict) and meant.get("name", used) != used:
-            notes.append(f"{args.policy} was computed for {what} {meant['name']}; this estimate is for {used}")
-    lengths = {"prompt_len": workload.prompt_len, "gen_len": workload.gen_len}
-    meant = whole.get("workload")
-    if isinstance(meant, dict):
-        for what, length in lengths.items():
-            if meant.get(what, length) != length:
-                notes.append(f"{args.policy} was computed for {what} {meant[what]}; this estimate is for {length}")
-    return notes
+    whole = {} if args.policy is None else records.read_json(args.policy)
+    here = {
+        ("hardware", "name"): hardware.name,
+        ("model", "name"): model.name,
+        ("workload", "prompt_len"): workload.prompt_len,
+        ("workload", "gen_len"): workload.gen_len,
+    }
+    others = []
+    for (section, field), used in here.items():
+        meant = whole.get(section)
+        if isinstance(meant, dict) and meant.get(field, used) != used:
+            others.append(f"{section if field == 'name' else field} {meant[field]}, not {used}")
+    return (f"{args.policy} was computed for {'; '.join(others)}",) if others else ()

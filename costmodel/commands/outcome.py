@@ -1,19 +1,20 @@
 """How a command ends: its exit code, one line on standard error where something is wrong, never a traceback.
 
-    0 done   2 bad input   3 nothing fits   4 the solver failed   130 interrupted   141 the reader left
+0 done   2 bad input   3 nothing fits   4 the solver failed   130 interrupted   141 the reader left
 """
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 from costmodel.errors import TierwiseError
 
 INTERRUPTED = 130
 READER_LEFT = 141
 
-_ASCII = str.maketrans({"→": ">", "×": "x", "·": ";", "–": "-", "−": "-", "…": "...", "≥": ">=", "µ": "u"})
+_ASCII = str.maketrans({"→": ">", "×": "x", "·": ";", "–": "-", "−": "-", "…": "...", "≥": ">=", "µ": "u", "─": "-"})
 
 
 def ended(body: Callable[[], int]) -> int:
@@ -44,6 +45,21 @@ def _code_of(body: Callable[[], int]) -> int:
 def say_error(message: str) -> None:
     """One line on standard error."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def patience(message: str, *, after_s: float = 2.0) -> Iterator[None]:
+    """Say ``message`` on standard error if the work takes long and a person is watching there."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    timer = threading.Timer(after_s, lambda: print(message, file=sys.stderr))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def say(text: str) -> None:

@@ -31,7 +31,7 @@ def write(args: argparse.Namespace, *, data: dict[str, Any], policy: Policy | No
 
 def draw(figure: "Figure", path: Path) -> str:
     """Write a figure in the format of the file's suffix; its name."""
-    from costmodel import figures
+    from costmodel.figures import render
 
-    records.write_bytes(figures.render(figure, parsing.figure_format(path)), path)
+    records.write_bytes(render(figure, parsing.figure_format(path)), path)
     return str(path)

@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,8 +36,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises :class:`InputError` and suggests the nearest flag."""
 
-    def __init__(self, *, prog: str, description: str, epilog: str) -> None:
-        usage = "%(prog)s [--gpu NAME | --hardware FILE] [--model NAME|PATH] [flags]"
+    def __init__(self, *, prog: str, description: str, epilog: str, usage: str = "%(prog)s [flags]") -> None:
         super().__init__(
             prog=prog, usage=usage, description=description, epilog=epilog, formatter_class=_Help, allow_abbrev=False
         )
@@ -55,9 +54,11 @@ class Parser(argparse.ArgumentParser):
             return args
         first = unknown[0].split("=")[0]
         if not first.startswith("-"):
-            raise InputError(f"unexpected argument {first!r}: every value follows its flag ({self.prog} --help lists them)")
+            raise InputError(
+                f"unexpected argument {first!r}: every value follows its flag ({self.prog} --help lists them)"
+            )
         flags = sorted(set(re.findall(r"--[a-z][a-z-]+", self.format_help())))
-        close = difflib.get_close_matches(first, flags, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(first, flags, n=1, cutoff=0.7)
         hint = f"did you mean {close[0]}?" if close else f"{self.prog} --help lists the flags"
         raise InputError(f"unknown flag {first}: {hint}")
 
@@ -84,7 +85,9 @@ def quantity(dimension: units.Dimension, *, or_zero: bool = False) -> Callable[[
         if dimension == "bytes/s" and value < _SMALLEST_RATE:
             raise _wrong(text, f"it must be at least {units.format_rate(_SMALLEST_RATE, 'bytes/s')}")
         if value > _LARGEST[dimension]:
-            raise _wrong(text, f"it must be at most {_LARGEST[dimension] / 1e15:,.0f} P{dimension[:1].upper()}{dimension[5:]}")
+            raise _wrong(
+                text, f"it must be at most {_LARGEST[dimension] / 1e15:,.0f} P{dimension[:1].upper()}{dimension[5:]}"
+            )
         return value
 
     return read
@@ -123,9 +126,9 @@ def percentage(text: str) -> float:
 def seconds(text: str) -> float:
     """Plain seconds, or a duration with a unit: ``90``, ``90s``, ``2h``."""
     try:
-        value = float(text)
-    except ValueError:
-        value = _parsed(text, "s")
+        value = float(text) if re.fullmatch(r"[-+.\deE]+", text) else units.parse(text, "s")
+    except ValueError:  # InputError is one
+        raise _wrong(text, "seconds are expected, such as 600, or a number with a unit, such as 10min") from None
     if not (value > 0 and math.isfinite(value)):
         raise _wrong(text, "it must be a positive number of seconds")
     return value
@@ -134,7 +137,7 @@ def seconds(text: str) -> float:
 def output_file(text: str) -> Path:
     """A file that can be written: its folder exists and it is not a folder itself."""
     path = Path(text)
-    if text in ("", STANDARD_OUTPUT):
+    if text in ("", STANDARD_OUTPUT) or "\0" in text:
         raise argparse.ArgumentTypeError(f"is {text!r}: the name of a file is expected")
     try:
         if path.is_dir():
@@ -163,6 +166,28 @@ def figure_file(text: str) -> Path:
 def figure_format(path: Path) -> str:
     """``"png"`` for ``figure.PNG``."""
     return path.suffix.removeprefix(".").lower()
+
+
+def check_distinct(writes: Mapping[str, Path | str | None], reads: Mapping[str, str | None] | None = None) -> None:
+    """Raise :class:`InputError` where two outputs share a file, or an output would replace an input; by flag."""
+    taken: dict[Path, str] = {}
+    for flag, path in writes.items():
+        if not isinstance(path, Path) or (path.exists() and not path.is_file()):
+            continue
+        other = taken.setdefault(path.resolve(), flag)
+        if other != flag:
+            raise InputError(f"{flag} is {path}: that file is written by {other}; name another one")
+        for source, name in (reads or {}).items():
+            if name is not None and _is_file(path, name):
+                raise InputError(f"{flag} is {path}: that file is read by {source}; name another one")
+
+
+def _is_file(path: Path, name: str) -> bool:
+    """True where ``name`` is the existing file at ``path``."""
+    try:
+        return path.samefile(name)
+    except (OSError, ValueError):  # one of them is not there, or no file system takes the name
+        return False
 
 
 def _parsed(text: str, dimension: units.Dimension) -> float:

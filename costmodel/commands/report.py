@@ -1,16 +1,14 @@
 """What a command tells a person: the question as understood, the policy, its cost, its limits and the proof."""
 
-import itertools
 from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
 from costmodel import words
 from costmodel.commands import terminal
-from costmodel.commands.terminal import BAD, FAINT, GOOD, LABEL, Renderable, facts, heading
+from costmodel.commands.terminal import BAD, FAINT, GOOD, LABEL, Renderable, Row, facts, heading
 from costmodel.estimate import Estimate
 from costmodel.frontier import Frontier
-from costmodel.hardware import Hardware
 from costmodel.model import BYTES_PER_VALUE
 from costmodel.policy import TIERS, Policy
 from costmodel.residency import KINDS, Plan, residency
@@ -50,7 +48,7 @@ def search_report(result: SearchResult, *, written: Sequence[str] = ()) -> list[
         parts += [heading("What more would bring"), _prices(result)]
     if result.alternatives:
         costed = [(result.policy, cost), *result.alternatives]
-        parts += [heading("Best policies by switches"), policy_table(costed, result.hardware)]
+        parts += [heading("Best policies by switches"), policy_table(costed)]
     return [*parts, *_closing(result, result.notes, written)]
 
 
@@ -58,7 +56,7 @@ def estimate_report(plan: Plan, *, notes: Sequence[str] = (), written: Sequence[
     """The answer for one fixed policy, whether it fits or not."""
     throughput = words.number(plan.estimate.throughput_tok_per_s)
     if plan.estimate.feasible:
-        verdict = [heading(f"This policy fits: {throughput} token/s", GOOD)]
+        verdict: list[Renderable] = [heading(f"This policy fits: {throughput} token/s", GOOD)]
     else:
         verdict = [heading("This policy does not fit", BAD), _excess(plan)]
     return [
@@ -76,15 +74,12 @@ def estimate_report(plan: Plan, *, notes: Sequence[str] = (), written: Sequence[
 def frontier_report(found: Frontier, *, written: Sequence[str] = ()) -> list[Renderable]:
     """The frontier as a table, fastest block first."""
     costed = [(point.policy, point.estimate) for point in found.points]
-    gap = max(point.gap for point in found.points)
-    about = (
-        f"Each row is the highest throughput for a block of that latency; no policy within these flags is better by "
-        f"more than {gap * 100:.2f} %."
-    )
+    gap = _gap(max(point.gap for point in found.points))
+    about = f"Each row is the highest throughput for a block of that latency, proven within {gap} %."
     return [
         question(found.points[-1], frontier=True),
         heading("Throughput against latency"),
-        policy_table(costed, found.hardware),
+        policy_table(costed),
         Text(f"\n{about}", style=FAINT),
         *_closing(found.points[-1], found.points[-1].notes, written),
     ]
@@ -93,65 +88,62 @@ def frontier_report(found: Frontier, *, written: Sequence[str] = ()) -> list[Ren
 def question(plan: Plan, *, frontier: bool = False) -> Renderable:
     """The machine, the model and the workload as understood."""
     hardware, model, workload = plan.hardware, plan.model, plan.workload
-    capacity = hardware.capacity_bytes
-    sizes = ", ".join(
-        f"{words.memory_name(tier, hardware)} {format_bytes(capacity[tier])}" if capacity[tier] else f"no {words.memory_name(tier, hardware)}"
-        for tier in TIERS
-    )
-    links = hardware.links
-    rates = {
-        words.resource_name(name, hardware): format_rate(getattr(links, name).bytes_per_s.effective, "bytes/s")
-        for name in ("cpu_to_gpu", "gpu_to_cpu", "disk_read", "disk_write")
-    }
+    rows: list[Row] = [("Machine", f"{hardware.name}: {hardware.description.rstrip('. ')}")]
+    if hardware.gpu.kind == "cpu":
+        rows.append(("", "without a GPU: what is called GPU here are the cores and the memory that compute"))
+    links = ("cpu_to_gpu", "gpu_to_cpu", "disk_read", "disk_write")
+    rates = [(words.resource_name(link), getattr(hardware.links, link).bytes_per_s.effective) for link in links]
+    sizes = [_size(tier, capacity) for tier, capacity in hardware.capacity_bytes.items()]
+    rows.append(("", f"{', '.join(sizes)}; {words.percent(plan.usable_fraction)} of each may be used"))
+    rows.append(("", ", ".join(f"{name} {format_rate(rate, 'bytes/s')}" for name, rate in rates)))
     weights = format_bytes(model.total_params * BYTES_PER_VALUE)
     cache = format_bytes(model.kv_bytes_per_token(compressed=False) * model.num_layers)
-    prompts = "an endless queue of prompts" if workload.num_prompts is None else words.counted(workload.num_prompts, "prompt")
+    shape = f"{words.parameters(model.total_params)} parameters, {weights} in 16 bits; KV cache {cache} a token"
+    rows.append(("Model", f"{model.name}: {shape}"))
+    endless = workload.num_prompts is None
+    prompts = "an endless queue of prompts" if endless else words.counted(workload.num_prompts or 0, "prompt")
     tokens = f"{prompts} of {workload.prompt_len:,} tokens, {workload.gen_len:,} generated for each"
     if workload.max_latency_s is not None and not frontier:
         tokens += f"; a block may take {format_seconds(workload.max_latency_s)}"
-    return facts(
-        ("Machine", f"{hardware.name}: {_sentence(hardware)}"),
-        ("", f"{sizes}; {words.percent(plan.usable_fraction)} of each may be used"),
-        ("", ", ".join(f"{name} {rate}" for name, rate in rates.items())),
-        ("Model", f"{model.name}: {words.billions(model.total_params)} parameters, {weights} in 16 bits; KV cache {cache} a token"),
-        ("Workload", tokens),
-        ("Cost model", plan.formulation),
-    )
+    return facts(*rows, ("Workload", tokens), ("Cost model", plan.formulation))
 
 
-def _sentence(hardware: Hardware) -> str:
-    """The machine's description without its full stop."""
-    return hardware.description.rstrip(". ")
+def _size(tier: str, capacity: float) -> str:
+    name = words.memory_name(tier)
+    return f"{name} {format_bytes(capacity)}" if capacity else f"no {name}"
 
 
 def _policy(plan: Plan) -> list[Renderable]:
     policy = plan.policy
-    rows: list[tuple[str, str | Text | Renderable]] = [
-        ("Batches", words.batches(policy)),
-        ("Switches", ", ".join(words.switches(policy))),
+    return [
+        facts(("Batches", words.batches(policy)), ("Switches", ", ".join(words.switches(policy)))),
+        Text(),
+        _placement(plan),
     ]
-    return [facts(*rows), Text(), _placement(plan)]
 
 
 def _placement(plan: Plan) -> Renderable:
     """Percent and GiB of each kind on each tier, the peaks and what may be used."""
-    hardware, cost = plan.hardware, plan.estimate
-    names = [words.tier_name(tier, hardware) for tier in TIERS]
-    table = terminal.table("", *itertools.chain.from_iterable((f">{name}", ">GiB") for name in names))
-    held = residency(plan)
+    cost, held = plan.estimate, residency(plan)
+    headings = [text for tier in TIERS for text in (f">{words.tier_name(tier)}", ">GiB")]
+    table = terminal.table("", *headings)
     for kind in KINDS[:-1]:
         split = getattr(plan.policy, kind)
-        cells = [(words.percent(getattr(split, tier)), _gib(held[tier][kind])) for tier in TIERS]
-        shown = [pair if getattr(split, tier) else ("–", "–") for tier, pair in zip(TIERS, cells, strict=True)]
-        table.add_row(words.KINDS[kind], *itertools.chain.from_iterable(shown))
-    table.add_row("buffers", *itertools.chain.from_iterable(("", _gib(held[tier]["buffers"])) for tier in TIERS), end_section=True)
-    peaks = [
-        ("", Text(_gib(cost.peak_bytes[tier]), style=BAD if tier in cost.violations else "")) for tier in TIERS
-    ]
-    table.add_row("at its fullest", *itertools.chain.from_iterable(peaks), style=LABEL)
-    usable = [("", _gib(cost.limit_bytes[tier])) for tier in TIERS]
-    table.add_row("usable", *itertools.chain.from_iterable(usable))
+        shares = {tier: getattr(split, tier) for tier in TIERS}
+        cells = [
+            (words.percent(shares[tier]), _gib(held[tier][kind])) if shares[tier] else ("–", "–") for tier in TIERS
+        ]
+        table.add_row(words.KINDS[kind], *_flat(cells))
+    table.add_row("buffers", *_flat(("", _gib(held[tier]["buffers"])) for tier in TIERS), end_section=True)
+    peaks = [(_gib(cost.peak_bytes[tier]), BAD if tier in cost.violations else "") for tier in TIERS]
+    table.add_row("at its fullest", *_flat(("", Text(*peak)) for peak in peaks), style=LABEL)
+    table.add_row("usable", *_flat(("", _gib(cost.limit_bytes[tier])) for tier in TIERS))
     return table
+
+
+def _flat(pairs: Iterable[tuple[Renderable, Renderable]]) -> list[Renderable]:
+    """The cells of a row, two a tier."""
+    return [cell for pair in pairs for cell in pair]
 
 
 def _gib(size: float) -> str:
@@ -165,13 +157,13 @@ def _expected(plan: Plan) -> Renderable:
     throughput = f"{words.number(cost.throughput_tok_per_s)} token/s"
     if cost.decode_throughput_tok_per_s is not None:
         throughput += f" over the whole run; {words.number(cost.decode_throughput_tok_per_s)} token/s while decoding"
-    block = (
-        f"{format_seconds(cost.latency_s)} for {words.counted(policy.block_size, 'prompt')}: "
-        f"prefill {format_seconds(cost.prefill_s)}, decode {format_seconds(cost.decode_s)}"
-    )
-    rows: list[tuple[str, str | Text | Renderable]] = [("Throughput", throughput), ("A block", block)]
+    block = f"{format_seconds(cost.latency_s)} for {words.counted(policy.block_size, 'prompt')}"
+    if cost.decode_s:
+        block += f": prefill {format_seconds(cost.prefill_s)}, decode {format_seconds(cost.decode_s)}"
+    rows: list[Row] = [("Throughput", throughput), ("A block", block)]
     if cost.blocks is not None and cost.job_s is not None and workload.num_prompts is not None:
-        job = f"{format_seconds(cost.job_s)} for {words.counted(workload.num_prompts, 'prompt')} in {words.counted(cost.blocks, 'block')}"
+        prompts, blocks = words.counted(workload.num_prompts, "prompt"), words.counted(cost.blocks, "block")
+        job = f"{format_seconds(cost.job_s)} for {prompts} in {blocks}"
         if workload.num_prompts % policy.block_size:
             job += "; the last one is not full, but charged as if it were"
         rows.append(("The job", job))
@@ -180,37 +172,42 @@ def _expected(plan: Plan) -> Renderable:
 
 def _limits(plan: Plan) -> Renderable:
     """The busiest resource of each phase with its busy share, the runners-up, and full tiers."""
-    cost, hardware = plan.estimate, plan.hardware
-    rows: list[tuple[str, str | Text | Renderable]] = []
+    cost = plan.estimate
+    rows: list[Row] = []
     for phase in cost.bottleneck:
         ranked = sorted(cost.busy_share(phase).items(), key=lambda item: -item[1])
-        first, *others = [(words.resource_name(name, hardware), words.percent(share), share) for name, share in ranked]
+        first, *others = [(words.resource_name(name), words.percent(share), share) for name, share in ranked]
         line = Text.assemble((first[0], LABEL), f" busy {first[1]} of the time")
         then = ", ".join(f"{name} {text}" for name, text, share in others if share >= SHOWN_SHARE)
         line.append(f"; then {then}" if then else "; nothing else comes near")
         rows.append((phase.capitalize(), line))
     full = [tier for tier in TIERS if cost.limit_bytes[tier] and cost.peak_bytes[tier] > 0.995 * cost.limit_bytes[tier]]
     if full and cost.feasible:
-        rows.append(("Full", ", ".join(words.memory_name(tier, hardware) for tier in full)))
+        rows.append(("Full", ", ".join(words.memory_name(tier) for tier in full)))
     return facts(*rows)
 
 
 def _excess(plan: Plan) -> Renderable:
     """Which tiers are exceeded, and by how much."""
-    cost, hardware = plan.estimate, plan.hardware
-    lines = [
-        f"{words.memory_name(tier, hardware)} is exceeded by {format_bytes(cost.peak_bytes[tier] - cost.limit_bytes[tier])}: "
-        f"{format_bytes(cost.peak_bytes[tier])} needed, {format_bytes(cost.limit_bytes[tier])} usable"
-        for tier in cost.violations
-    ]
-    return Text("\n".join(lines) + "\n", style="red")
+    lines = []
+    for tier in plan.estimate.violations:
+        needed, usable = plan.estimate.peak_bytes[tier], plan.estimate.limit_bytes[tier]
+        sizes = f"{format_bytes(needed)} needed, {format_bytes(usable)} usable"
+        lines.append(f"{words.memory_name(tier)} is exceeded by {format_bytes(needed - usable)}: {sizes}")
+    return Text("\n".join(lines) + "\n", style=BAD)
 
 
 def _proof(result: SearchResult) -> Renderable:
+    effort = f"{words.counted(result.linear_programs, 'linear program')}, {format_seconds(result.seconds)}"
     return Text(
-        f"By this cost model, no policy within your flags exceeds {words.number(result.bound_tok_per_s)} token/s: this one is "
-        f"within {result.gap * 100:.2f} % of that ({words.counted(result.linear_programs, 'linear program')}, {result.seconds:.2f} s)."
+        f"No policy within your flags exceeds {words.number(result.bound_tok_per_s)} token/s by this cost model: "
+        f"the gap is {_gap(result.gap)} % ({effort})."
     )
+
+
+def _gap(gap: float) -> str:
+    """A gap in percent, never rounded down to nothing."""
+    return "less than 0.01" if gap < 1e-4 else f"{gap * 100:.2f}"
 
 
 def _prices(result: SearchResult) -> Renderable:
@@ -225,20 +222,25 @@ def _prices(result: SearchResult) -> Renderable:
     return Text("\n".join(lines))
 
 
-def policy_table(costed: Iterable[tuple[Policy, Estimate]], hardware: Hardware) -> Renderable:
+def policy_table(costed: Iterable[tuple[Policy, Estimate]]) -> Renderable:
     """Policies side by side, one a row."""
-    tiers = "/".join(words.tier_name(tier, hardware) for tier in TIERS)
-    table = terminal.table(">token/s", ">a block", ">batches", "weights", "KV cache", "activ.", "switches")
+    costed = list(costed)
+    overlaps = all(policy.overlap for policy, _ in costed)
+    headings = [">token/s", ">a block", ">block", "weights", "KV cache", "activ.", "4-bit", "attn."]
+    table = terminal.table(*headings, *([] if overlaps else ["overlap"]))
     for policy, cost in costed:
         splits = [getattr(policy, kind) for kind in KINDS[:-1]]
-        table.add_row(
+        row = [
             words.number(cost.throughput_tok_per_s),
             format_seconds(cost.latency_s),
-            f"{policy.num_gpu_batches} × {policy.gpu_batch_size}",
+            f"{policy.gpu_batch_size} × {policy.num_gpu_batches}",
             *("/".join(f"{getattr(split, tier) * 100:.0f}" for tier in TIERS) for split in splits),
-            ", ".join(words.switches(policy, without_defaults=True)) or "–",
-        )
-    table.caption = f"weights, KV cache and activations in percent on {tiers}"
+            words.compressed(policy),
+            words.attention(policy),
+        ]
+        table.add_row(*row, *([] if overlaps else ["yes" if policy.overlap else "no"]))
+    tiers = "/".join(words.tier_name(tier) for tier in TIERS)
+    table.caption = f"block: prompts of a GPU batch × GPU batches; the rest in percent on {tiers}"
     table.caption_justify = "left"
     return table
 

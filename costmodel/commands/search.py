@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from costmodel.commands import arguments, output, outcome, parsing
+from costmodel.commands import arguments, outcome, output, parsing, report, terminal
 from costmodel.search import search
 
 EPILOG = """\
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tierwise search") ->
 def _parser(prog: str) -> parsing.Parser:
     parser = parsing.Parser(
         prog=prog,
+        usage=arguments.USAGE,
         description=(
             "Find where weights, KV cache and activations should live (GPU, CPU memory, disk),\n"
             "the batch shape and the switches that generate the most tokens per second, and prove\n"
@@ -44,8 +45,7 @@ def _parser(prog: str) -> parsing.Parser:
     group = arguments.add_policy(
         parser,
         title="what is already decided",
-        about="Everything is searched, except what is given here.",
-        auto="auto, the default, searches it",
+        about="All of it is searched, except what is given; a switch at auto is searched too.",
     )
     group.add_argument(
         "--top",
@@ -60,14 +60,13 @@ def _parser(prog: str) -> parsing.Parser:
 
 def _run(args: argparse.Namespace) -> int:
     arguments.check_files(args)
-    result = search(**arguments.request(args), top=args.top)
+    with outcome.patience("still searching: some requests take half a minute (Ctrl-C gives up)"):
+        result = search(**arguments.request(args), top=args.top)
     written = output.write(args, data=result.to_dict(), policy=result.policy)
     if args.plot is not None:
         from costmodel import figures
 
         written.append(output.draw(figures.policy_figure(result), args.plot))
     if args.json != parsing.STANDARD_OUTPUT:
-        from costmodel.commands import report, terminal
-
         terminal.show(*report.search_report(result, written=written))
     return 0

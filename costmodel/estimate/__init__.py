@@ -53,7 +53,9 @@ class Estimate:
     def bottleneck(self) -> dict[str, str]:
         """The busiest resource of each phase; idle phases (nothing to decode) are left out."""
         return {
-            phase: max(busy, key=lambda resource: busy[resource]) for phase, busy in self.busy_s.items() if any(busy.values())
+            phase: max(busy, key=lambda resource: busy[resource])
+            for phase, busy in self.busy_s.items()
+            if any(busy.values())
         }
 
     def busy_share(self, phase: str) -> dict[str, float]:
@@ -104,7 +106,9 @@ def estimate(
     if refusal:
         raise InputError(refusal)
     if not chosen.activations_on_disk and policy.activations.disk > 0:
-        raise InputError(f"activations.disk is {policy.activations.disk:g}: the {chosen.name} formulation keeps none on disk")
+        raise InputError(
+            f"activations.disk is {policy.activations.disk:g}: the {chosen.name} formulation keeps none on disk"
+        )
     contexts = chosen.decode_contexts(workload)
     if decode_contexts == "first step":
         contexts = [(workload.prompt_len + 1.0, workload.gen_len - 1)] if contexts else []
@@ -216,6 +220,7 @@ def _bytes_moved(
     unit = Link(bytes_per_s=one, latency_s=none)
     links = Links(cpu_to_gpu=unit, gpu_to_cpu=unit, disk_read=unit, disk_write=unit)
     sources = {**case.hardware.sources, "unit": next(iter(case.hardware.sources.values()))}
-    hardware = dataclasses.replace(case.hardware, links=links, sources=sources, flexgen_constants=None)
+    engine = dataclasses.replace(case.hardware.engine, cache_loads="overlapped")  # waiting moves no bytes
+    hardware = dataclasses.replace(case.hardware, links=links, engine=engine, sources=sources, flexgen_constants=None)
     seconds = _busy_seconds(formulation, dataclasses.replace(case, hardware=hardware), policy, contexts)
     return {link: sum(busy[link] for busy in seconds.values()) for link in LINKS}

@@ -12,8 +12,9 @@ turns "seconds per block" into "seconds per prompt" without touching a formula.
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -271,6 +272,7 @@ class Formulation(ABC):
         """What a reader of this formulation's figures for this machine must know."""
         return ()
 
+    @abstractmethod
     def check(self, hardware: Hardware, model: ModelSpec, workload: Workload) -> None:
         """Raise :class:`~costmodel.errors.InputError` for what this formulation cannot represent."""
 
@@ -287,7 +289,4 @@ class Formulation(ABC):
             return [(workload.prompt_len + workload.gen_len / 2, steps)]
         parts = steps if segments is None else min(segments, steps)
         edges = [round(i * steps / parts) for i in range(parts + 1)]
-        return [
-            (workload.prompt_len + (first + 1 + last) / 2, last - first)
-            for first, last in zip(edges, edges[1:], strict=False)
-        ]
+        return [(workload.prompt_len + (first + 1 + last) / 2, last - first) for first, last in pairwise(edges)]

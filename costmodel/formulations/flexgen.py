@@ -49,7 +49,8 @@ class Constants:
         if set(released) != names:
             wrong = sorted(set(released) ^ names)
             raise InputError(
-                f"hardware {hardware.name!r}: flexgen_constants must have exactly the fields of the model; check: {', '.join(wrong)}"
+                f"hardware {hardware.name!r}: flexgen_constants must hold exactly the {len(names)} constants of the "
+                f"published model; missing or unknown: {', '.join(wrong)}"
             )
         return cls(**{name: quantity.effective for name, quantity in released.items()})
 

@@ -43,7 +43,7 @@ class Roofline(Formulation):
         if window is not None and window < workload.total_len:
             raise InputError(
                 f"model {model.name!r} attends within a window of {window} tokens, shorter than prompt + generation = "
-                f"{workload.total_len}: the roofline formulation counts full attention; shorten the workload to {window}"
+                f"{workload.total_len}: the roofline formulation counts full attention; shorten the prompt"
             )
 
     def refusal(self, switches: Switches, hardware: Hardware) -> str | None:
@@ -90,19 +90,25 @@ class Roofline(Formulation):
             attention["cpu_compute"] = cache.off_gpu * (_cpu_attention_s(case, context_len) * model.num_layers)
             if case.hardware.cpu.attention_call_s is not None:
                 call_s = case.hardware.cpu.attention_call_s.effective * model.num_layers
-                attention["cpu_compute"] += case.shape.batches(cache.off_gpu) * call_s
-            attention["gpu_to_cpu"] += cache.off_gpu * (vector / links.gpu_to_cpu.bytes_per_s.effective)
-            attention["cpu_to_gpu"] += cache.off_gpu * (vector / links.cpu_to_gpu.bytes_per_s.effective)
+                attention["cpu_compute"] = attention["cpu_compute"] + case.shape.batches(cache.off_gpu) * call_s
+            attention["gpu_to_cpu"] = attention["gpu_to_cpu"] + cache.off_gpu * (
+                vector / links.gpu_to_cpu.bytes_per_s.effective
+            )
+            attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + cache.off_gpu * (
+                vector / links.cpu_to_gpu.bytes_per_s.effective
+            )
         else:
-            attention["gpu_compute"] += cache.off_gpu * on_gpu
+            attention["gpu_compute"] = attention["gpu_compute"] + cache.off_gpu * on_gpu
             if case.hardware.engine.cache_loads == "blocking":
                 # The launching thread copies K, then V, to a pinned buffer; their transfers run beside what
                 # follows, so only V's is not hidden by its own copies. The disk's threads do not block.
                 waited = cache.cpu * (cached / links.cpu_to_gpu.for_cache.effective)
-                pinned = (cache.cpu * 0.5 + cache.disk) * (cached / links.cpu_to_gpu.bytes_per_s.effective)
-                attention["cpu_to_gpu"] += pinned
+                pinned = (_up(case, cache) + cache.cpu * -0.5) * (cached / links.cpu_to_gpu.bytes_per_s.effective)
+                attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + pinned
                 return _stages(case, amounts, attention, tokens=1, logits=1, blocking_load=waited)
-            attention["cpu_to_gpu"] += _up(case, cache) * (cached / links.cpu_to_gpu.for_cache.effective)
+            attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + _up(case, cache) * (
+                cached / links.cpu_to_gpu.for_cache.effective
+            )
         return _stages(case, amounts, attention, tokens=1, logits=1)
 
     # -------------------------------------------------------------- memory
@@ -164,14 +170,16 @@ def _stages(
     model, layers = case.model, float(case.model.num_layers)
     attention_params, mlp_params = _matrix_params(model)
     hidden, latency = _hidden_traffic(case, amounts, tokens), _latency(case, amounts)
-    attention["gpu_compute"] += amounts.prompts * (_products_s(case, attention_params, tokens) * layers)
+    attention["gpu_compute"] = attention["gpu_compute"] + amounts.prompts * (
+        _products_s(case, attention_params, tokens) * layers
+    )
     mlp = _idle(amounts)
     mlp["gpu_compute"] = amounts.prompts * (
         (_products_s(case, mlp_params, tokens) + _elementwise_s(case, tokens)) * layers + _head_s(case, logits)
     )
     for resource in hidden:
-        attention[resource] += latency[resource]
-        mlp[resource] += hidden[resource]
+        attention[resource] = attention[resource] + latency[resource]
+        mlp[resource] = mlp[resource] + hidden[resource]
     loads = _weight_loads(case, amounts)
     if case.hardware.engine.stages == "layer":
         merged = {resource: attention[resource] + mlp[resource] for resource in RESOURCES}
@@ -213,7 +221,8 @@ def _stage(
 
 
 def _idle(amounts: Amounts[Any]) -> dict[Resource, Linear]:
-    return {resource: amounts.prompts * 0.0 for resource in RESOURCES}
+    """No work yet. Amounts are added by ``x = x + y``: arrays and expressions would change under ``+=``."""
+    return dict.fromkeys(RESOURCES, amounts.prompts * 0.0)
 
 
 def _weight_loads(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:

@@ -107,7 +107,15 @@ def search(
     """
     began = time.perf_counter()
     problem, fraction = _problem(
-        hardware, model, workload or Workload(), formulation, usable_fraction, gpu_batch_size, num_gpu_batches, splits, switches
+        hardware,
+        model,
+        workload or Workload(),
+        formulation,
+        usable_fraction,
+        gpu_batch_size,
+        num_gpu_batches,
+        splits,
+        switches,
     )
     if not 0 < gap < 1:
         raise InputError(f"gap is {gap:g}: it must lie between 0 and 1")
@@ -194,7 +202,9 @@ def _problem(
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1")
     if splits is not None and not chosen.activations_on_disk and splits[2].disk > 0:
-        raise InputError(f"activations on disk are {splits[2].disk:.1%}: the {chosen.name} formulation keeps none there")
+        raise InputError(
+            f"activations on disk are {splits[2].disk:.1%}: the {chosen.name} formulation keeps none there"
+        )
     fraction = chosen.default_usable_fraction if usable_fraction is None else usable_fraction
     problem = Problem(
         formulation=chosen,
@@ -235,7 +245,7 @@ def _certify(problem: Problem, gap: float) -> Certificate:
     """Search with ever finer decode segments; the bound is valid at every fineness."""
     certificate = certify(problem, gap=gap * 0.9, segments=SEGMENTS[0])
     for segments in SEGMENTS[1:]:
-        if certificate.best is None or certificate.gap <= gap:
+        if certificate.gap <= gap:
             break
         finer = certify(problem, gap=gap * 0.9, segments=segments, start=certificate.best)
         certificate = Certificate(
@@ -261,13 +271,15 @@ def _finished(problem: Problem, candidate: Candidate, fraction: float) -> tuple[
         )
 
     best = costed(candidate.splits)
-    tidy = solve_lexicographic(problem.question(candidate.switches, candidate.shape, SEGMENTS[3]))
+    if problem.splits is not None:
+        return best
+    tidy = solve_lexicographic(problem.question(candidate.switches, candidate.shape, SEGMENTS[-1]))
     if tidy is None:
         return best
-    for splits, slack in ((tidy.splits(), 1e-6), (_without_crumbs(tidy.splits()), 1e-4)):
+    for splits, slack in ((tidy.splits(), 1e-6), (_without_crumbs(tidy.splits()), 9e-7)):
         tidied = costed(splits)
         fast_enough = tidied[1].throughput_tok_per_s >= best[1].throughput_tok_per_s * (1 - slack)
-        if fast_enough and tidied[1].feasible and not (problem.splits and splits != tidy.splits()):
+        if fast_enough and tidied[1].feasible and problem.in_time(tidied[1].latency_s):
             best = tidied
     return best
 
@@ -296,4 +308,4 @@ def _notes(problem: Problem, top: int, others: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-__all__ = ["Price", "SearchResult", "least_latency_s", "make_problem", "search", "InfeasibleError"]
+__all__ = ["InfeasibleError", "Price", "SearchResult", "least_latency_s", "make_problem", "search"]

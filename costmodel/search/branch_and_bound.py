@@ -3,6 +3,8 @@
 A node is a set of switches and a range of batch shapes. Its bound is one linear program over the whole
 range (:mod:`costmodel.linear_program`): no policy in the node generates more tokens per second. The
 node with the highest bound is split until no bound exceeds the best policy found by more than the gap.
+What cannot be the best is left out first: blocks that exceed the memory of all tiers, and batches that a
+job of given length does not need.
 """
 
 import heapq
@@ -13,13 +15,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from costmodel.estimate import block_seconds
-from costmodel.formulations.base import Case, Formulation, Shape, Switches
+from costmodel.estimate import FIT_TOLERANCE, block_seconds
+from costmodel.formulations.base import Amounts, Case, Formulation, PerTier, Shape, Switches
 from costmodel.hardware import Hardware
 from costmodel.linear_program import FixedSplits, Question, Solution, solve
 from costmodel.model import ModelSpec
-from costmodel.policy import Policy, Split
+from costmodel.policy import TIERS, Policy, Split
 from costmodel.workload import Workload
+
+LARGEST = 10**9
+"""More prompts than any block holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,48 +42,85 @@ class Problem:
     splits: FixedSplits = None
 
     @property
-    def most_prompts(self) -> int:
-        """No block holds more prompts: each keeps at least its 4-bit cache on some tier."""
-        model = self.model
-        least = model.kv_bytes_per_token(compressed=True) * self.workload.total_len * model.num_layers
-        return max(1, int(sum(self.limits.values()) / least))
+    def usable_fraction(self) -> float:
+        """The share of each capacity that may be used (the GPU's is never 0)."""
+        return self.limits["gpu"] / self.hardware.capacity_bytes["gpu"]
+
+    def most_prompts(self, switches: Switches) -> int:
+        """No block holds more prompts: each keeps its cache on some tier."""
+        whole = Shape(gpu_batch_low=1, gpu_batch_high=LARGEST, batches_low=1, batches_high=LARGEST)
+        least = min(self._cache_bytes(self._case(switches, whole), tier) for tier in TIERS)
+        return min(LARGEST, max(1, int(sum(self.limits.values()) / least * (1 + FIT_TOLERANCE))))
+
+    def _cache_bytes(self, case: Case, tier: str) -> float:
+        """Bytes of one prompt's cache on one tier, working memory left out."""
+        nothing = PerTier(0.0, 0.0, 0.0)
+        cache = replace(nothing, **{tier: 1.0})
+        peaks = self.formulation.peaks(case, Amounts(nothing, cache, nothing, prompts=0.0, blocks=0.0))
+        return max(float(peak.bytes) for peak in peaks if peak.tier == tier)
 
     def shapes(self) -> Shape:
-        """The whole range of batch shapes."""
-        most = self.most_prompts
-        prompts = self.workload.num_prompts
-        largest_batch = most if prompts is None else min(most, prompts)
-        most_batches = most if prompts is None else min(most, prompts)
+        """The whole range of batch shapes; a batch never holds more prompts than the job."""
+        most = max(self.most_prompts(switches) for switches in self.switches)
+        if self.workload.num_prompts is not None:
+            most = min(most, self.workload.num_prompts)
         gpu, batches = self.gpu_batch_size, self.num_gpu_batches
         return Shape(
             gpu_batch_low=gpu or 1,
-            gpu_batch_high=gpu or largest_batch,
+            gpu_batch_high=gpu or most,
             batches_low=batches or 1,
-            batches_high=batches or most_batches,
+            batches_high=batches or most,
+        )
+
+    def useful(self, shape: Shape, most_prompts: int) -> Shape | None:
+        """The part of a range worth searching, or ``None``: blocks that may fit, batches that the job needs.
+
+        A batch more than the whole job needs makes the block longer for nothing. A given batch shape is
+        kept.
+        """
+        gpu_batches, batches = most_prompts // shape.batches_low, most_prompts // shape.gpu_batch_low
+        if self.workload.num_prompts is not None and self.num_gpu_batches is None:
+            needed = math.ceil(self.workload.num_prompts / shape.gpu_batch_low)
+            if shape.batches_low > needed:
+                return None
+            batches = min(batches, needed)
+        return replace(
+            shape,
+            gpu_batch_high=max(shape.gpu_batch_low, min(shape.gpu_batch_high, gpu_batches)),
+            batches_high=max(shape.batches_low, min(shape.batches_high, batches)),
         )
 
     def question(self, switches: Switches, shape: Shape, segments: int) -> Question:
         """The linear program of one node."""
-        case = Case(
-            hardware=self.hardware, model=self.model, workload=self.workload, switches=switches, shape=shape
-        )
-        fixed_shape = self.gpu_batch_size is not None and self.num_gpu_batches is not None
-        most = math.inf if fixed_shape or shape.is_single else float(self._most_useful_prompts(shape))
         return Question(
             formulation=self.formulation,
-            case=case,
+            case=self._case(switches, shape),
             contexts=tuple(self.formulation.decode_contexts(self.workload, segments)),
             limits=self.limits,
             max_latency_s=self.workload.max_latency_s,
             fixed=self.splits,
-            max_block_prompts=most,
+            max_block_prompts=self._most_useful_prompts(shape),
         )
 
-    def _most_useful_prompts(self, shape: Shape) -> int:
+    def _case(self, switches: Switches, shape: Shape) -> Case:
+        return Case(hardware=self.hardware, model=self.model, workload=self.workload, switches=switches, shape=shape)
+
+    def _most_useful_prompts(self, shape: Shape) -> float:
+        """The job in one block, its last batch filled up; a block of given batches may be larger."""
         prompts = self.workload.num_prompts
-        least = shape.gpu_batch_low * shape.batches_low
-        most = self.most_prompts if prompts is None else min(self.most_prompts, prompts + shape.gpu_batch_high - 1)
-        return max(least, most)
+        if prompts is None or self.num_gpu_batches is not None:
+            return math.inf
+        return max(shape.gpu_batch_low * shape.batches_low, prompts + shape.gpu_batch_high - 1)
+
+    def seconds(self, policy: Policy) -> float:
+        """Seconds of one block, every decode step with its own context."""
+        case = self._case(Switches.of(policy), Shape.exactly(policy.gpu_batch_size, policy.num_gpu_batches))
+        return sum(block_seconds(self.formulation, case, policy))
+
+    def in_time(self, seconds: float) -> bool:
+        """True where a block of this duration respects the latency limit (to the solver's tolerance)."""
+        limit = self.workload.max_latency_s
+        return limit is None or seconds <= limit * (1 + FIT_TOLERANCE)
 
     def policy(self, switches: Switches, shape: Shape, splits: tuple[Split, Split, Split]) -> Policy:
         """The policy of a single shape with these splits."""
@@ -96,11 +138,18 @@ class Problem:
         )
 
     def job_share(self, shape: Shape) -> float:
-        """At most this share of the blocks' prompts is asked for; 1 for an endless queue."""
-        prompts, least = self.workload.num_prompts, shape.gpu_batch_low * shape.batches_low
-        if prompts is None or not self.same_number_of_blocks(shape):
+        """At most this share of the prompts of all blocks is asked for; 1 for an endless queue.
+
+        A job fills up its last batch at least: n prompts take ceil(n / b) b places. With one batch size
+        it fills up its last block.
+        """
+        prompts = self.workload.num_prompts
+        if prompts is None:
             return 1.0
-        return min(1.0, prompts / (math.ceil(prompts / least) * least))
+        places = np.arange(shape.gpu_batch_low, shape.gpu_batch_high + 1)
+        if len(places) == 1:
+            places = places * np.arange(shape.batches_low, shape.batches_high + 1)
+        return float(np.max(prompts / (-(-prompts // places) * places)))
 
     def same_number_of_blocks(self, shape: Shape) -> bool:
         """True where the job takes as many blocks with the smallest shape of the range as with the largest."""
@@ -123,7 +172,10 @@ class Candidate:
 
 @dataclass(kw_only=True)
 class Certificate:
-    """What the search proves: no policy beats ``bound`` (token/s); ``best`` is the best one found."""
+    """What the search proves: no policy beats ``bound`` (token/s); ``best`` is the best one found.
+
+    Where nothing fits, the bound is 0. A bound without a policy means that contexts were too coarse.
+    """
 
     best: Candidate | None
     bound: float
@@ -132,7 +184,9 @@ class Certificate:
     @property
     def gap(self) -> float:
         """How far the best policy may be from the best possible, relative to it."""
-        return 0.0 if self.best is None else max(0.0, self.bound / self.best.throughput - 1.0)
+        if self.best is None:
+            return math.inf if self.bound else 0.0
+        return max(0.0, self.bound / self.best.throughput - 1.0)
 
 
 @dataclass(order=True)
@@ -163,6 +217,7 @@ class _Search:
         self.open: list[_Node] = []
         self.ties = itertools.count()
         self.tried: set[tuple[Switches, Shape]] = set()
+        self.most_prompts = {switches: problem.most_prompts(switches) for switches in problem.switches}
 
     def run(self) -> Certificate:
         """Best-first: the bound on everything is the highest bound that is still open."""
@@ -172,7 +227,7 @@ class _Search:
         while self.open:
             node = heapq.heappop(self.open)
             bound = -node.sort_key
-            if self.is_beaten(bound):
+            if self.is_beaten(bound) or self.is_too_coarse(bound):
                 heapq.heappush(self.open, node)
                 break
             self.expand(node)
@@ -188,6 +243,10 @@ class _Search:
         """True where a bound promises less than the gap over the incumbent."""
         return self.best is not None and bound <= self.best.throughput * (1.0 + self.gap)
 
+    def is_too_coarse(self, bound: float) -> bool:
+        """True where the contexts of a closed shape leave the gap open, whatever else is still to come."""
+        return bound <= self.closed_bound and not self.is_beaten(self.closed_bound)
+
     def solve(self, switches: Switches, shape: Shape) -> tuple[float, Solution] | None:
         """The bound of a range and its optimum, or ``None`` where the range holds no policy that fits."""
         self.linear_programs += 1
@@ -199,12 +258,15 @@ class _Search:
     def throughput_of(self, seconds_per_prompt: float) -> float:
         return self.problem.workload.gen_len / seconds_per_prompt
 
-    def push(self, switches: Switches, shape: Shape) -> None:
+    def push(self, switches: Switches, whole: Shape) -> None:
         """Open a node unless it is empty; a single shape is closed at once.
 
         Where every number of batches in the range makes the job take the same number of blocks, the
         smallest one is the best: a block of fewer prompts is never slower.
         """
+        shape = self.problem.useful(whole, self.most_prompts[switches])
+        if shape is None:
+            return
         if shape.gpu_batch_low == shape.gpu_batch_high and self.problem.same_number_of_blocks(shape):
             shape = Shape.exactly(shape.gpu_batch_low, shape.batches_low)
         found = self.solve(switches, shape)
@@ -220,24 +282,17 @@ class _Search:
     def offer(self, switches: Switches, shape: Shape, bound: float, solution: Solution) -> None:
         """Consider the optimum of a single shape as the incumbent.
 
-        Its bound stays on record: the program rounds contexts down, so the exact time is a little longer.
+        Its bound stays on record: the program rounds contexts down, so the exact time is a little longer
+        (and may miss the latency limit).
         """
         self.closed_bound = max(self.closed_bound, bound)
         if self.best is not None and bound <= self.best.throughput:
             return
-        splits = solution.splits()
+        splits = self.problem.splits or solution.splits()
         policy = self.problem.policy(switches, shape, splits)
-        problem = self.problem
-        case = Case(
-            hardware=problem.hardware,
-            model=problem.model,
-            workload=problem.workload,
-            switches=switches,
-            shape=shape,
-        )
-        seconds = sum(block_seconds(problem.formulation, case, policy))
-        throughput = self.throughput_of(seconds / policy.block_size) * problem.job_share(shape)
-        if self.best is None or throughput > self.best.throughput:
+        seconds = self.problem.seconds(policy)
+        throughput = self.throughput_of(seconds / policy.block_size) * self.problem.job_share(shape)
+        if self.problem.in_time(seconds) and (self.best is None or throughput > self.best.throughput):
             self.best = Candidate(throughput=throughput, switches=switches, shape=shape, splits=splits)
 
     def expand(self, node: _Node) -> None:
@@ -264,17 +319,16 @@ class _Search:
                 yield Shape.exactly(gpu_batch, batches)
 
     def split(self, node: _Node) -> Iterable[Shape]:
-        """Two halves: of the GPU batch sizes while there are several, then of the numbers of batches."""
+        """Two halves of the wider range, by the ratio of its ends."""
         shape = node.shape
-        if shape.gpu_batch_low < shape.gpu_batch_high:
+        if shape.gpu_batch_high * shape.batches_low > shape.gpu_batch_low * shape.batches_high:
             middle = _middle(shape.gpu_batch_low, shape.gpu_batch_high)
             return (
                 replace(shape, gpu_batch_high=middle),
                 replace(shape, gpu_batch_low=middle + 1),
             )
-        wanted = node.solution.block_prompts / shape.gpu_batch_low
-        cut = int(np.clip(math.floor(wanted + 1e-9), shape.batches_low, shape.batches_high - 1))
-        return replace(shape, batches_high=cut), replace(shape, batches_low=cut + 1)
+        middle = _middle(shape.batches_low, shape.batches_high)
+        return replace(shape, batches_high=middle), replace(shape, batches_low=middle + 1)
 
 
 def _middle(low: int, high: int) -> int:

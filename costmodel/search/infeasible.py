@@ -1,5 +1,6 @@
 """When nothing fits: which limit fails, and the least memory, latency or compression that mends it."""
 
+import math
 from dataclasses import replace
 
 from costmodel import units
@@ -8,6 +9,9 @@ from costmodel.formulations.base import SWITCHES, Shape, Switches
 from costmodel.linear_program import least_extra_bytes, solve
 from costmodel.policy import TIERS
 from costmodel.search.branch_and_bound import Problem
+
+SEGMENTS = 64
+"""Decode contexts that the fastest block distinguishes."""
 
 _NAMES = {"gpu": "GPU memory", "cpu": "CPU memory", "disk": "disk"}
 _FLAGS = {"gpu": "--gpu-memory", "cpu": "--cpu-memory", "disk": "--disk"}
@@ -23,8 +27,11 @@ def fastest_block_s(problem: Problem) -> float | None:
     """Least seconds for a block over all switches at the smallest shape, or ``None`` if none fits."""
     free = replace(problem, workload=replace(problem.workload, max_latency_s=None))
     shape = smallest(free)
-    solutions = [solve(free.question(switches, shape, 16)) for switches in free.switches]
-    times = [s.seconds_per_prompt * s.block_prompts for s in solutions if s is not None]
+    times = []
+    for switches in free.switches:
+        solution = solve(free.question(switches, shape, SEGMENTS))
+        if solution is not None:
+            times.append(free.seconds(free.policy(switches, shape, free.splits or solution.splits())))
     return min(times, default=None)
 
 
@@ -37,24 +44,28 @@ def explain(problem: Problem) -> InfeasibleError:
             return InfeasibleError(
                 f"no policy generates {problem.workload.gen_len} tokens after {problem.workload.prompt_len} within "
                 f"{units.format_seconds(limit)}: the fastest block takes {units.format_seconds(fastest)}; raise "
-                f"--max-latency to at least {fastest:.4g}",
+                f"--max-latency to at least {_rounded_up(fastest):g}",
                 reason={"limit": "max_latency_s", "given": limit, "least": fastest},
             )
     return _memory(problem)
 
 
+def _rounded_up(seconds: float) -> float:
+    """Four significant digits that are enough: 12.3411 gives 12.35."""
+    unit = 10.0 ** (math.floor(math.log10(seconds)) - 3)
+    return float(f"{math.ceil(seconds / unit) * unit:.4g}")
+
+
 def _memory(problem: Problem) -> InfeasibleError:
     needed = {tier: _least_capacity(problem, tier) for tier in TIERS}
-    capacity, usable = problem.hardware.capacity_bytes, problem.limits
-    share = next((usable[t] / capacity[t] for t in TIERS if capacity[t]), 1.0)
+    capacity = problem.hardware.capacity_bytes
+    share = problem.usable_fraction
     have = ", ".join(f"{_NAMES[t]} {units.format_bytes(capacity[t])}" for t in TIERS)
     shape = smallest(problem)
     what = f"{problem.model.name} with a block of {shape.gpu_batch_low} × {shape.batches_low} prompts of "
     what += f"{problem.workload.prompt_len} + {problem.workload.gen_len} tokens"
     mends = [
-        f"{_FLAGS[tier]} of at least {units.format_bytes(least)}"
-        for tier, least in needed.items()
-        if least is not None
+        f"{_FLAGS[tier]} of at least {units.format_bytes(least)}" for tier, least in needed.items() if least is not None
     ]
     compression = _compression_that_fits(problem)
     if compression:
@@ -79,10 +90,8 @@ def _least_capacity(problem: Problem, tier: str) -> float | None:
     found = [extra for extra in extras if extra is not None]
     if not found:
         return None
-    capacity = problem.hardware.capacity_bytes[tier]
-    share = problem.limits[tier] / capacity if capacity else problem.formulation.default_usable_fraction
     # A thousandth on top, so that the printed figure still fits after rounding.
-    return (problem.limits[tier] + min(found)) / share * 1.001
+    return (problem.limits[tier] + min(found)) / problem.usable_fraction * 1.001
 
 
 def _compression_that_fits(problem: Problem) -> str | None:

@@ -8,9 +8,10 @@ splits are free to follow.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from costmodel.hardware import Hardware, quantities
 from costmodel.linear_program import Question, solve
 from costmodel.policy import TIERS
-from costmodel.search.branch_and_bound import Candidate, Problem
+from costmodel.search.branch_and_bound import LARGEST, Candidate, Problem
 from costmodel.units import GB, GiB
 
 SEGMENTS = 4
@@ -37,23 +38,85 @@ class Price:
 
 _CAPACITIES = {"gpu": "GPU memory", "cpu": "CPU memory", "disk": "disk"}
 
-_RATES: tuple[tuple[str, str, float, tuple[str, ...]], ...] = (
-    ("disk read", "1 GB/s", 1 * GB, ("links.disk_read.bytes_per_s", "links.disk_read.cache_bytes_per_s")),
-    ("disk write", "1 GB/s", 1 * GB, ("links.disk_write.bytes_per_s", "links.disk_write.cache_bytes_per_s")),
-    (
-        "host link, each way",
-        "1 GB/s",
-        1 * GB,
-        (
+
+@dataclass(frozen=True, kw_only=True)
+class _Raise:
+    """What to raise for one price: quantities of the machine, or the published model's own constants.
+
+    ``share`` raises by a part of each rate, ``step`` by an absolute amount.
+    """
+
+    what: str
+    amount: str
+    paths: tuple[str, ...]
+    released: tuple[str, ...]
+    step: float = 0.0
+    share: float = 0.0
+
+    def applied(self, problem: Problem) -> Hardware | None:
+        """The machine with the rates raised; ``None`` where it has none of them."""
+        hardware = problem.hardware
+        published = problem.formulation.name == "flexgen" and hardware.flexgen_constants is not None
+        paths = tuple(f"flexgen_constants.{name}" for name in self.released) if published else self.paths
+        known = dict(quantities(hardware))
+        present = [path for path in paths if path in known]
+        for path in present:
+            hardware = hardware.raised(path, self.step + self.share * known[path].effective)
+        return hardware if present else None
+
+
+_RAISES = (
+    _Raise(
+        what="disk read",
+        amount="1 GB/s",
+        step=1 * GB,
+        paths=("links.disk_read.bytes_per_s", "links.disk_read.cache_bytes_per_s"),
+        released=("disk_to_cpu_bytes_per_s",),
+    ),
+    _Raise(
+        what="disk write",
+        amount="1 GB/s",
+        step=1 * GB,
+        paths=("links.disk_write.bytes_per_s", "links.disk_write.cache_bytes_per_s"),
+        released=(
+            "cpu_to_disk_cache_prefill_bytes_per_s",
+            "cpu_to_disk_hidden_prefill_bytes_per_s",
+            "cpu_to_disk_decode_bytes_per_s",
+        ),
+    ),
+    _Raise(
+        what="host link, each way",
+        amount="1 GB/s",
+        step=1 * GB,
+        paths=(
             "links.cpu_to_gpu.bytes_per_s",
             "links.cpu_to_gpu.cache_bytes_per_s",
             "links.gpu_to_cpu.bytes_per_s",
             "links.gpu_to_cpu.cache_bytes_per_s",
         ),
+        released=("cpu_to_gpu_bytes_per_s", "gpu_to_cpu_cache_bytes_per_s", "gpu_to_cpu_hidden_bytes_per_s"),
     ),
-    ("GPU memory bandwidth", "100 GB/s", 100 * GB, ("gpu.memory_bytes_per_s",)),
-    ("GPU matrix rate", "10 TFLOP/s", 10e12, ("gpu.matmul_flops_per_s",)),
-    ("CPU attention rate", "10 GB/s", 10 * GB, ("cpu.attention_bytes_per_s",)),
+    _Raise(
+        what="GPU memory bandwidth",
+        amount="10 %",
+        share=0.1,
+        paths=("gpu.memory_bytes_per_s",),
+        released=("attention_decode_flops_per_s",),
+    ),
+    _Raise(
+        what="GPU matrix rate",
+        amount="10 %",
+        share=0.1,
+        paths=("gpu.matmul_flops_per_s", "gpu.attention_flops_per_s"),
+        released=("matmul_prefill_flops_per_s", "matmul_decode_flops_per_s", "attention_prefill_flops_per_s"),
+    ),
+    _Raise(
+        what="CPU attention rate",
+        amount="10 %",
+        share=0.1,
+        paths=("cpu.attention_bytes_per_s",),
+        released=("cpu_attention_flops_per_s",),
+    ),
 )
 
 
@@ -61,7 +124,8 @@ def price_question(problem: Problem, candidate: Candidate) -> Question:
     """The program whose duals are the prices: the number of batches is free unless it was given."""
     shape = candidate.shape
     if problem.num_gpu_batches is None:
-        shape = replace(problem.shapes(), gpu_batch_low=shape.gpu_batch_low, gpu_batch_high=shape.gpu_batch_high)
+        any_number = replace(shape, batches_low=1, batches_high=LARGEST)
+        shape = problem.useful(any_number, problem.most_prompts(candidate.switches)) or shape
     return problem.question(candidate.switches, shape, SEGMENTS)
 
 
@@ -73,26 +137,14 @@ def shadow_prices(problem: Problem, candidate: Candidate) -> tuple[Price, ...]:
         return ()
     found = []
     for tier in TIERS:
-        capacity = problem.hardware.capacity_bytes[tier]
-        usable = problem.limits[tier] / capacity if capacity else 1.0
-        saved = base.prices_s_per_byte[tier] * usable * GiB / base.seconds
+        saved = base.prices_s_per_byte[tier] * problem.usable_fraction * GiB / base.seconds
         found.append(Price(what=_CAPACITIES[tier], amount="1 GiB", gain=saved, method="dual of the capacity"))
-    released = problem.formulation.name == "flexgen" and problem.hardware.flexgen_constants is not None
-    for what, amount, step, paths in () if released else _RATES:
-        hardware = problem.hardware
-        present = [path for path in paths if _has(hardware, path)]
-        if not present:
+    for change in _RAISES:
+        hardware = change.applied(problem)
+        if hardware is None:
             continue
-        for path in present:
-            hardware = hardware.raised(path, step)
         raised = solve(replace(question, case=replace(question.case, hardware=hardware)))
         if raised is not None:
             gain = base.seconds / raised.seconds - 1
-            found.append(Price(what=what, amount=amount, gain=gain, method="solved again"))
+            found.append(Price(what=change.what, amount=change.amount, gain=gain, method="solved again"))
     return tuple(sorted(found, key=lambda price: -price.gain))
-
-
-def _has(owner: Any, path: str) -> bool:
-    for step in path.split("."):
-        owner = getattr(owner, step)
-    return owner is not None
