@@ -45,7 +45,7 @@ def search_report(result: SearchResult, *, written: Sequence[str] = ()) -> list[
         _proof(result),
     ]
     if result.prices:
-        parts += [heading("What more would bring"), _prices(result)]
+        parts += [heading("What more would bring, at this GPU batch size"), _prices(result)]
     if result.alternatives:
         costed = [(result.policy, cost), *result.alternatives]
         parts += [heading("Best policies by switches"), policy_table(costed)]
