@@ -248,9 +248,7 @@ def inside(rng: random.Random, shape: Shape) -> Shape:
     def pick(low: int, high: int) -> int:
         return rng.choice([low, high, rng.randint(low, high)])
 
-    return Shape.exactly(
-        pick(shape.gpu_batch_low, shape.gpu_batch_high), pick(shape.batches_low, shape.batches_high)
-    )
+    return Shape.exactly(pick(shape.gpu_batch_low, shape.gpu_batch_high), pick(shape.batches_low, shape.batches_high))
 
 
 def any_problem(rng: random.Random, name: str, *, prompts: float = 40.0, **changes: Any) -> Problem:

@@ -29,7 +29,7 @@ def traced(**request: Any) -> Frontier:
         {**T4, "formulation": "flexgen"},
         {**T4, "workload": Workload(prompt_len=256, gen_len=8, num_prompts=97)},
         {**SMALL, "workload": Workload(prompt_len=16, gen_len=120)},
-        {**SMALL, "gpu_batch_size": 4},
+        {**T4, "gpu_batch_size": 8},
         {**SMALL, "switches": {"overlap": False, "compress_cache": False}},
     ],
     ids=["t4", "small", "flexgen", "job", "long", "batch size", "switches"],
@@ -49,7 +49,8 @@ def test_a_frontier_rises_from_the_fastest_block_to_the_best_policy(request_: di
         assert point.estimate.feasible
         assert point.gap <= 1e-3
     least = least_latency_s(make_problem(workload=workload, **keywords))
-    assert least * (1 - 1e-9) <= latencies[0] <= least * (1 + 1e-3)
+    # Over 64 steps share contexts where that is computed, so a search may find a block faster by a hair.
+    assert least * (1 - 1e-5) <= latencies[0] <= least * (1 + 1e-3)
     best = search(workload=workload, with_prices=False, **keywords)
     assert speeds[-1] == pytest.approx(best.estimate.throughput_tok_per_s, rel=1e-3)
     assert best.bound_tok_per_s >= speeds[-1] * (1 - 1e-9)

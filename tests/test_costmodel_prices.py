@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from costmodel.formulations.base import Shape, Switches
-from costmodel.hardware import Hardware
+from costmodel.hardware import Hardware, Links
 from costmodel.linear_program import Question, Solution, solve
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS
@@ -15,7 +15,7 @@ from costmodel.search import make_problem, search
 from costmodel.search.branch_and_bound import Candidate, Problem
 from costmodel.search.prices import Price, price_question, shadow_prices
 from costmodel.workload import Workload
-from tests.instances import any_problem, any_shape, inside, machine, plain_model, rate
+from tests.instances import any_problem, any_shape, inside, link, machine, plain_model
 
 GIB = 2**30
 
@@ -53,10 +53,14 @@ def test_the_dual_of_a_capacity_is_the_slope_of_the_time(name: str, single: bool
     assert binding >= 10  # the test is about prices that are not zero
 
 
+def slow_link() -> Links:
+    return Links(cpu_to_gpu=link(2e9), gpu_to_cpu=link(2e9), disk_read=link(2e9), disk_write=link(1e9))
+
+
 def paper_like() -> tuple[Problem, Candidate]:
     """A machine on which GPU memory, the link and the CPU's attention all matter."""
     problem = make_problem(
-        hardware=machine(gpu_bytes=1.2e9, cpu_bytes=40e9, disk_bytes=0, matmul=rate(20e12)),
+        hardware=machine(gpu_bytes=1.2e9, cpu_bytes=40e9, disk_bytes=0, links=slow_link()),
         model=plain_model(),
         workload=Workload(prompt_len=500, gen_len=9),
         switches={"compress_weights": False, "compress_cache": False, "cpu_attention": True},
@@ -98,7 +102,7 @@ def resolved(problem: Problem, candidate: Candidate, hardware: Hardware) -> floa
             0.0,
         ),
         ("GPU memory bandwidth", "10 %", ["gpu.memory_bytes_per_s"], 0.0, 0.1),
-        ("GPU matrix rate", "10 %", ["gpu.matmul_flops_per_s", "gpu.attention_flops_per_s"], 0.0, 0.1),
+        ("GPU matrix and attention rate", "10 %", ["gpu.matmul_flops_per_s", "gpu.attention_flops_per_s"], 0.0, 0.1),
         ("CPU attention rate", "10 %", ["cpu.attention_bytes_per_s"], 0.0, 0.1),
     ],
 )
@@ -148,7 +152,7 @@ def test_prices_are_listed_from_the_largest_gain_down() -> None:
         "disk write",
         "host link, each way",
         "GPU memory bandwidth",
-        "GPU matrix rate",
+        "GPU matrix and attention rate",
         "CPU attention rate",
     }
 

@@ -441,7 +441,10 @@ def test_a_smaller_gap_is_honoured() -> None:
         ({"usable_fraction": 1.5}, "^usable_fraction is 1.5"),
         ({"formulation": "flexgenn"}, "unknown formulation 'flexgenn': did you mean 'flexgen'"),
         ({"switches": {"overlaps": True}}, "unknown switch 'overlaps': did you mean 'overlap'"),
-        ({"formulation": "flexgen", "switches": {"compress_cache": True}}, "flexgen formulation has no cache compression"),
+        (
+            {"formulation": "flexgen", "switches": {"compress_cache": True}},
+            "flexgen formulation has no cache compression",
+        ),
         ({"workload": Workload(prompt_len=2048, gen_len=1)}, "model 'opt-125m' has 2048 positions"),
         (
             {"formulation": "flexgen", "splits": (Split(gpu=0, cpu=0, disk=1),) * 3},
@@ -459,9 +462,7 @@ def test_a_machine_without_cpu_attention_is_searched_without_it() -> None:
     result = search(hardware=machine(cpu_attention_bytes_per_s=None), model=plain_model(), with_prices=False)
     assert not result.policy.cpu_attention
     with pytest.raises(InputError, match="needs cpu.attention_bytes_per_s"):
-        search(
-            hardware=machine(cpu_attention_bytes_per_s=None), model=plain_model(), switches={"cpu_attention": True}
-        )
+        search(hardware=machine(cpu_attention_bytes_per_s=None), model=plain_model(), switches={"cpu_attention": True})
 
 
 # ------------------------------------------------------------------ odd workloads
@@ -514,7 +515,12 @@ def test_a_job_of_one_prompt_is_one_batch_of_one() -> None:
             Workload(prompt_len=512, gen_len=500, max_latency_s=56485.66340990992),
             {"gpu_memory": 25972980203.915974},
         ),
-        ("rtx5090", "opt-66b", Workload(prompt_len=1500, gen_len=500, num_prompts=1, max_latency_s=2788.849710271499), {}),
+        (
+            "rtx5090",
+            "opt-66b",
+            Workload(prompt_len=1500, gen_len=500, num_prompts=1, max_latency_s=2788.849710271499),
+            {},
+        ),
     ],
 )
 def test_the_edge_of_feasibility_has_an_answer(
