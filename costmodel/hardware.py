@@ -6,6 +6,7 @@ written in the base unit that the key names, or as text with a unit (``"320GB/s"
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +22,9 @@ from costmodel.errors import InputError
 
 SCHEMA = "tierwise.hardware/1"
 
+AS_GIVEN = "as given"
+"""The date of a number that somebody set for one run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -31,6 +35,10 @@ class Source:
     title: str
     date: str
     url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.date != AS_GIVEN and not re.match(r"\d{4}-\d{2}(-\d{2})?", self.date):
+            raise InputError(f"date is {self.date!r}: YYYY-MM or YYYY-MM-DD is expected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +347,7 @@ class Hardware:
 
         The new number stands alone: efficiency 1, no curve; ``source`` is recorded as its origin.
         """
-        sources = {**self.sources, source: Source(title=source, date="as given")}
+        sources = {**self.sources, source: Source(title=source, date=AS_GIVEN)}
         known = dataclasses.replace(self, sources=sources)
         return known.changed(path, lambda old: type(old)(value=value, source=source))
 

@@ -220,6 +220,9 @@ def build(question: Question) -> Program:
 SCALING_PASSES = 2
 """Alternations between rows and columns; more change nothing that matters."""
 
+ATTEMPTS = (("simplex", "off"), ("simplex", "on"), ("ipm", "off"))
+"""Ways to solve, the fastest first; the others take over where one ends without a verdict ("unknown")."""
+
 
 @cache
 def _highs() -> Any:
@@ -229,16 +232,15 @@ def _highs() -> Any:
     highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     highs.setOptionValue("output_flag", False)
     highs.setOptionValue("threads", 1)
-    highs.setOptionValue("presolve", "off")
-    highs.setOptionValue("solver", "simplex")
     return highs
 
 
-def _scales(program: Program, cost: Vector) -> tuple[Vector, Vector, float]:
-    """Factors for the rows, the columns and the cost that bring every coefficient near 1.
+def _scales(program: Program, cost: Vector) -> tuple[Vector, Vector, float, float]:
+    """Factors for the rows, the columns and the cost, and the unit of all variables, that bring numbers near 1.
 
     The solver's tolerances are absolute and coefficients differ by the size of the model and by machine,
     so each row and column is divided by the geometric mean of its largest and smallest entry, in turn.
+    What remains in the right-hand sides is the unit.
     """
     size = np.abs(np.vstack([program.matrix, cost]))
     size[size == 0] = np.nan
@@ -246,7 +248,10 @@ def _scales(program: Program, cost: Vector) -> tuple[Vector, Vector, float]:
     for _ in range(SCALING_PASSES):
         rows = _inverse_middle(size * columns, axis=1)
         columns = _inverse_middle(size * rows[:, None], axis=0)
-    return rows[:-1], columns, float(rows[-1])
+    sides = np.abs(np.concatenate([program.row_lower * rows[:-1], program.row_upper * rows[:-1]]))
+    sides = sides[np.isfinite(sides) & (sides > 0)]
+    unit = 1.0 / float(_inverse_middle(sides, axis=0)) if len(sides) else 1.0
+    return rows[:-1], columns, float(rows[-1]), unit
 
 
 def _inverse_middle(size: Vector, *, axis: int) -> Vector:
@@ -262,27 +267,29 @@ def _run(program: Program, cost: Vector, offset: float) -> tuple[Vector, Vector]
 
     highs = _highs()
     lp = highspy.HighsLp()
-    row_scale, column_scale, cost_scale = _scales(program, cost)
+    row_scale, column_scale, cost_scale, unit = _scales(program, cost)
     matrix = program.matrix * row_scale[:, None] * column_scale
     rows, columns = matrix.shape
-    lp.num_col_, lp.num_row_, lp.offset_ = columns, rows, offset * cost_scale
+    lp.num_col_, lp.num_row_, lp.offset_ = columns, rows, offset * cost_scale / unit
     lp.col_cost_ = cost * column_scale * cost_scale
-    lp.col_lower_, lp.col_upper_ = program.lower / column_scale, program.upper / column_scale
-    lp.row_lower_, lp.row_upper_ = program.row_lower * row_scale, program.row_upper * row_scale
+    lp.col_lower_, lp.col_upper_ = program.lower / column_scale / unit, program.upper / column_scale / unit
+    lp.row_lower_, lp.row_upper_ = program.row_lower * row_scale / unit, program.row_upper * row_scale / unit
     filled = matrix != 0
     lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     lp.a_matrix_.start_ = np.concatenate(([0], np.cumsum(filled.sum(axis=1)))).astype(np.int32)
     lp.a_matrix_.index_ = np.nonzero(filled)[1].astype(np.int32)
     lp.a_matrix_.value_ = matrix[filled]
     status = highspy.HighsModelStatus
-    for presolve in ("off", "on"):  # a second way out where the first ends in "unknown"
+    for solver, presolve in ATTEMPTS:
+        highs.setOptionValue("solver", solver)
         highs.setOptionValue("presolve", presolve)
         highs.passModel(lp)
         highs.run()
         found = highs.getModelStatus()
         if found == status.kOptimal:
             solution = highs.getSolution()
-            return np.array(solution.col_value) * column_scale, np.array(solution.row_dual) * row_scale / cost_scale
+            values = np.array(solution.col_value) * column_scale * unit
+            return values, np.array(solution.row_dual) * row_scale / cost_scale
         if found == status.kInfeasible:
             return None
     raise SolverError(

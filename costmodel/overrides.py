@@ -5,7 +5,7 @@ from costmodel.hardware import Hardware
 
 GIVEN = "as given"
 
-_PATHS: dict[str, tuple[str, ...]] = {
+PATHS: dict[str, tuple[str, ...]] = {
     "gpu_memory": ("gpu.memory_bytes",),
     "cpu_memory": ("cpu.memory_bytes",),
     "disk": ("disk.memory_bytes",),
@@ -13,7 +13,9 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "disk_write": ("links.disk_write.bytes_per_s",),
     "host_link": ("links.cpu_to_gpu.bytes_per_s", "links.gpu_to_cpu.bytes_per_s"),
 }
-_FLEXGEN_PATHS: dict[str, tuple[str, ...]] = {
+"""The quantities behind each flag; a cache that takes a route of its own keeps its rate."""
+
+RELEASED: dict[str, tuple[str, ...]] = {
     "disk_read": ("disk_to_cpu_bytes_per_s",),
     "disk_write": (
         "cpu_to_disk_cache_prefill_bytes_per_s",
@@ -22,6 +24,7 @@ _FLEXGEN_PATHS: dict[str, tuple[str, ...]] = {
     ),
     "host_link": ("cpu_to_gpu_bytes_per_s", "gpu_to_cpu_hidden_bytes_per_s"),
 }
+"""The constants of the published model behind each flag."""
 
 
 def with_overrides(
@@ -54,9 +57,9 @@ def with_overrides(
             raise InputError(
                 f"{name} is {value:g}: it must be {'at least' if name in ('cpu_memory', 'disk') else 'greater than'} 0"
             )
-        for path in _PATHS[name]:
+        for path in PATHS[name]:
             hardware = hardware.replace(path, value, source=GIVEN)
         if hardware.flexgen_constants is not None:
-            for constant in _FLEXGEN_PATHS.get(name, ()):
+            for constant in RELEASED.get(name, ()):
                 hardware = hardware.replace(f"flexgen_constants.{constant}", value, source=GIVEN)
     return hardware

@@ -47,10 +47,10 @@ class Policy:
     activations: Split
     gpu_batch_size: int
     num_gpu_batches: int
-    compress_weights: bool = False
-    compress_cache: bool = False
-    cpu_attention: bool = False
-    overlap: bool = True
+    compress_weights: records.Flag = False
+    compress_cache: records.Flag = False
+    cpu_attention: records.Flag = False
+    overlap: records.Flag = True
 
     def __post_init__(self) -> None:
         for name in ("gpu_batch_size", "num_gpu_batches"):

@@ -12,13 +12,16 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 
 from costmodel.errors import InputError
 
 T = TypeVar("T")
+
+Flag = Annotated[bool, pydantic.Strict()]
+"""A JSON boolean, and no word or number that could stand for one."""
 
 STRICT = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 

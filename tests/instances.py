@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -249,9 +248,7 @@ def inside(rng: random.Random, shape: Shape) -> Shape:
     def pick(low: int, high: int) -> int:
         return rng.choice([low, high, rng.randint(low, high)])
 
-    return Shape.exactly(
-        pick(shape.gpu_batch_low, shape.gpu_batch_high), pick(shape.batches_low, shape.batches_high)
-    )
+    return Shape.exactly(pick(shape.gpu_batch_low, shape.gpu_batch_high), pick(shape.batches_low, shape.batches_high))
 
 
 def any_problem(rng: random.Random, name: str, *, prompts: float = 40.0, **changes: Any) -> Problem:
@@ -289,53 +286,41 @@ def best_policy_of_shape(problem: Problem, switches: Switches, shape: Shape) -> 
     case = case_of(problem.policy(switches, shape, anywhere), problem.hardware, problem.model, problem.workload)
     formulation = problem.formulation
 
-    def amounts(x: np.ndarray) -> Amounts[Any]:
-        weights, cache, hidden = x[0:3], x[3:6] * prompts, x[6:9] * prompts
-        return Amounts(PerTier(*weights), PerTier(*cache), PerTier(*hidden), prompts=prompts, blocks=1.0)
+    # Ten points at once: every fraction zero, then one of them 1. An affine function is known by its values there.
+    points = np.vstack([np.zeros(9), np.eye(9)])
+    weights, cache, hidden = points[:, 0:3].T, points[:, 3:6].T * prompts, points[:, 6:9].T * prompts
+    amounts: Amounts[Any] = Amounts(
+        PerTier(*weights), PerTier(*cache), PerTier(*hidden), prompts=np.full(10, prompts), blocks=np.ones(10)
+    )
 
-    corners = [np.zeros(9), *np.eye(9)]
+    def coefficients(values: Any) -> np.ndarray:
+        """Nine slopes and the constant."""
+        values = np.zeros(10) + values
+        return np.append(values[1:] - values[0], values[0])
 
-    def coefficients(values: list[float]) -> np.ndarray:
-        """Nine slopes and the constant of an affine function known at zero and at the unit vectors."""
-        return np.array([value - values[0] for value in values[1:]] + [values[0]])
-
-    def stages() -> Iterator[tuple[list[Any], float]]:
-        yield [formulation.prefill(case, amounts(x)) for x in corners], 1.0
-        for context_len, steps in formulation.decode_contexts(problem.workload):
-            yield [formulation.decode(case, amounts(x), context_len) for x in corners], float(steps)
+    stages = [(stage, 1.0) for stage in formulation.prefill(case, amounts)]
+    for context_len, steps in formulation.decode_contexts(problem.workload):
+        stages += [(stage, float(steps)) for stage in formulation.decode(case, amounts, context_len)]
 
     rows: list[tuple[np.ndarray, dict[int, float]]] = []  # affine(x) + sum of extra variables <= 0
-    cost, constant, width = np.zeros(9), 0.0, 9
-    extra_cost: list[float] = []
-
-    def variable(weight: float) -> int:
-        nonlocal width
-        extra_cost.append(weight)
-        width += 1
-        return width - 1
-
-    for at_corners, passes in stages():
-        for kind in range(len(at_corners[0])):
-            versions = [stages_at[kind] for stages_at in at_corners]
-            share, batches = versions[0].unhidden_share, shape.batches_low
-            works = [
-                coefficients([version.tracks[j].spread for version in versions]) for j in range(len(versions[0].tracks))
-            ]
-            loads = [
-                coefficients([version.tracks[j].first_batch or 0.0 for version in versions]) for j in range(len(works))
-            ]
-            first, later = variable(passes * (1 - share)), variable(passes * (1 - share))
-            for work, load in zip(works, loads, strict=True):
-                rows.append((work / batches + load, {first: -1.0}))
-                rows.append((work * (1 - 1 / batches), {later: -1.0}))
-            always = sum(works + loads) * share
-            if versions[0].serial is not None:
-                always = always + coefficients([version.serial for version in versions])
-            cost, constant = cost + always[:9] * passes, constant + always[9] * passes
+    cost, constant, extra_cost = np.zeros(9), 0.0, []
+    batches = shape.batches_low
+    for stage, passes in stages:
+        works = [coefficients(track.spread) for track in stage.tracks]
+        loads = [coefficients(0.0 if track.first_batch is None else track.first_batch) for track in stage.tracks]
+        first, later = 9 + len(extra_cost), 10 + len(extra_cost)
+        extra_cost += [passes * (1 - stage.unhidden_share)] * 2
+        for work, load in zip(works, loads, strict=True):
+            rows.append((work / batches + load, {first: -1.0}))
+            rows.append((work * (1 - 1 / batches), {later: -1.0}))
+        always = sum(works + loads) * stage.unhidden_share
+        if stage.serial is not None:
+            always = always + coefficients(stage.serial)
+        cost, constant = cost + always[:9] * passes, constant + always[9] * passes
+    width = 9 + len(extra_cost)
     objective = np.concatenate([cost, extra_cost])
-    for j, _ in enumerate(formulation.peaks(case, amounts(corners[0]))):
-        peaks = [formulation.peaks(case, amounts(x))[j] for x in corners]
-        limit, size = problem.limits[peaks[0].tier], coefficients([peak.bytes for peak in peaks])
+    for peak in formulation.peaks(case, amounts):
+        limit, size = problem.limits[peak.tier], coefficients(peak.bytes)
         unit = max(limit, float(np.max(np.abs(size))))
         size[9] -= limit
         rows.append((size / unit, {}))

@@ -9,10 +9,12 @@ import pytest
 
 from costmodel.calibrate import Calibration, calibrate, mean_error, worst_error
 from costmodel.calibrate.fit import T4_FLEXGEN, fit, with_constants
-from costmodel.calibrate.published import ablations, predict, runs
+from costmodel.calibrate.published import Run, ablations, predict, runs
 from costmodel.commands.calibrate import main
+from costmodel.estimate import estimate
 from costmodel.formulations import get
 from costmodel.hardware import Hardware, quantities
+from costmodel.overrides import with_overrides
 
 MACHINE = Hardware.from_catalog("t4-flexgen")
 
@@ -107,6 +109,23 @@ def test_published_runs_are_placed_where_flexgen_really_put_the_weights() -> Non
     assert row.policy.weights.disk == pytest.approx(0, abs=1e-9)
     assert row.projected
     assert not runs()[0].projected
+
+
+@pytest.mark.parametrize("run", runs(), ids=lambda run: run.name)
+def test_every_published_run_fits_the_machine_it_ran_on(run: Run) -> None:
+    """All of the memory: the authors did not keep a tenth of it free."""
+    cost = estimate(run.policy, hardware=MACHINE, model=run.model, workload=run.workload, usable_fraction=1.0)
+    assert cost.feasible, cost.peak_bytes
+
+
+def test_without_a_disk_30b_runs_as_before_and_175b_does_not_fit() -> None:
+    """The paper's "no disk": 7.32 again, and out of memory."""
+    diskless = with_overrides(MACHINE, disk=0.0)
+    small, large = (next(run for run in runs() if run.throughput_tok_per_s == rate) for rate in (7.32, 0.69))
+    assert predict(small, diskless, get("roofline")) == predict(small, MACHINE, get("roofline"))
+    for run, fits in ((small, True), (large, False)):
+        cost = estimate(run.policy, hardware=diskless, model=run.model, workload=run.workload, usable_fraction=1.0)
+        assert cost.feasible is fits
 
 
 def test_a_projected_run_repeats_the_first_decode_step() -> None:

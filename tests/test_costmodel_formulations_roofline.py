@@ -89,7 +89,9 @@ def test_weights_and_cache_in_cpu_memory_with_attention_there_by_hand() -> None:
     layers_and_head = (24 * 12 * H**2 + VOCAB * H) * 2
     hidden = 24 * 6 * 50 * 1024 * 2  # the hidden states of 300 tokens go up and down once a layer
     prefill_up, prefill_down = layers_and_head + hidden, hidden + 24 * 6 * 50 * 2 * 1024 * 2  # the new cache goes down
-    compute = 24 * 3 * (2 * 12 * H**2 * 100 / 20e12 + 2 * 4 * 1024 * 50**2 / 5e12 + (12 * 1024 + 8192) * 100 * 2 / 250e9)
+    compute = (
+        24 * 3 * (2 * 12 * H**2 * 100 / 20e12 + 2 * 4 * 1024 * 50**2 / 5e12 + (12 * 1024 + 8192) * 100 * 2 / 250e9)
+    )
     compute += 3 * (VOCAB * 1024 * 2 + 2 * VOCAB * 2) / 250e9
     assert result.prefill_s == pytest.approx(max(prefill_up / 10e9, prefill_down / 8e9, compute), rel=1e-12)
     assert result.prefill_s == pytest.approx(prefill_up / 10e9, rel=1e-12)  # the weights' load is the longest
@@ -170,7 +172,9 @@ def test_everything_on_disk_in_four_bits_by_hand() -> None:
     buffers = 2 * VOCAB * H * 2 + 2 * 8 * 67 * 2048 * four
     assert result.peak_bytes["cpu"] == pytest.approx(buffers + 2 * 8 * 64 * 1024 * 2, rel=1e-12)
     # GPU in prefill: buffers for head and hidden states, a layer in 16 bits, the workspace with its 16-bit cache.
-    prefill = 2 * VOCAB * H * 2 + 2 * 8 * 64 * 1024 * 2 + 12 * H**2 * 2 + 8 * ((2 * 1024 + 4096) * 64 * 2 + 2048 * 64 * 2)
+    prefill = (
+        2 * VOCAB * H * 2 + 2 * 8 * 64 * 1024 * 2 + 12 * H**2 * 2 + 8 * ((2 * 1024 + 4096) * 64 * 2 + 2048 * 64 * 2)
+    )
     # In decode: also a batch's packed cache twice; the workspace holds the whole cache of a layer in 16 bits.
     work = max((2 * 1024 + 4096) * 2 + 2048 * 67 * 2, VOCAB * 6 + 1024 * 2)
     decode = 2 * VOCAB * H * 2 + 2 * 8 * 1024 * 2 + 12 * H**2 * 2 + 2 * 8 * 67 * 2048 * four + 8 * work
@@ -225,7 +229,9 @@ def test_the_engine_that_blocks_on_pageable_copies_by_hand() -> None:
     blocking = cost(policy, machine(links=links, cache_loads="blocking"), workload)
     free = cost(policy, machine(links=links), workload)
     copied = 24 * 1001 * 2048 * 2
-    on_gpu = 24 * (12 * H**2 * 2 + (12 * 1024 + 8192) * 2 + 1001 * 2048 * 2) / 250e9 + (VOCAB * H * 2 + VOCAB * 2) / 250e9
+    on_gpu = (
+        24 * (12 * H**2 * 2 + (12 * 1024 + 8192) * 2 + 1001 * 2048 * 2) / 250e9 + (VOCAB * H * 2 + VOCAB * 2) / 250e9
+    )
     assert free.decode_s == pytest.approx(max(copied / 1e9, on_gpu), rel=1e-12)
     assert blocking.decode_s == pytest.approx(copied / 1e9 + max(on_gpu, copied / 2 / 10e9), rel=1e-12)
     # The bytes that cross the link are those of the cache, however the copy is done.
@@ -251,7 +257,7 @@ def test_logits_of_every_position_cost_time_and_memory() -> None:
     traffic_s = (VOCAB * H * 2 + 200 * VOCAB * 2) / 250e9
     once_s = (VOCAB * H * 2 + 2 * VOCAB * 2) / 250e9
     assert every.prefill_s - last.prefill_s == pytest.approx(max(flops_s, traffic_s) - once_s, rel=1e-9)
-    layer, last_row, all_rows = (2 * H + 4 * H) * 200 * 2, 2 * VOCAB * 6, 200 * VOCAB * 6
+    layer, last_row, all_rows = (2 * H + 4 * H) * 200 * 2, 2 * VOCAB * 6, VOCAB * (200 * 2 + 2 * 4)
     states = 200 * H * 2
     assert every.peak_bytes["gpu"] - last.peak_bytes["gpu"] == pytest.approx(
         max(layer, all_rows + states) - max(layer, last_row + states)
@@ -328,7 +334,9 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
     def one_pass(tokens: int, context_len: int | None) -> tuple[float, dict[str, float]]:
         """Seconds of one pass of the block, and bytes over the links; prefill where there is no context."""
         prefill = context_len is None
-        seconds = {part: dict.fromkeys(("compute", "up", "down", "read", "write"), 0.0) for part in ("attention", "mlp")}
+        seconds = {
+            part: dict.fromkeys(("compute", "up", "down", "read", "write"), 0.0) for part in ("attention", "mlp")
+        }
         moved = dict.fromkeys(("up", "down", "read", "write"), 0.0)
         waited = 0.0
 
@@ -433,7 +441,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         if policy.compress_cache:
             wide += kv * (tokens if prefill else s + n) * 2
         rows = tokens if prefill and engine.prefill_logits == "all" else 1
-        return max(wide, rows * model.vocab_size * 6 + h * tokens * 2)
+        return max(wide, model.vocab_size * (rows * 2 + 4) + h * tokens * 2)
 
     peaks = dict.fromkeys(TIERS, 0.0)
     for tokens, prefill in ((s, True), (1, False)):

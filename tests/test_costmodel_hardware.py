@@ -85,7 +85,11 @@ MEMORY, MATMUL = "gpu.memory_bytes", "gpu.matmul_flops_per_s"
         (f"{MATMUL}.curve", [[1, 2, 3]], f"field '{MATMUL}.curve.0"),
         (f"{MATMUL}.curve", [[1, float("nan")]], f"field '{MATMUL}.curve.0.1' is nan"),
         (f"{MATMUL}.curve", "fast", f"field '{MATMUL}.curve' is 'fast'"),
-        ("links.disk_read.bytes_per_s.value", "2 GB", "links.disk_read.bytes_per_s: '2 GB' is not a quantity in bytes/s"),
+        (
+            "links.disk_read.bytes_per_s.value",
+            "2 GB",
+            "links.disk_read.bytes_per_s: '2 GB' is not a quantity in bytes/s",
+        ),
         ("links.disk_read.bytes_per_s.value", 0, "links.disk_read: bytes_per_s.value is 0: it must be greater than 0"),
         ("links.disk_read.cache_bytes_per_s", {"value": 0, "source": "nvidia-t4"}, "cache_bytes_per_s.value is 0"),
         ("links.disk_read.latency_s.value", "1 GB", "links.disk_read.latency_s: '1 GB' is not a quantity in s"),
@@ -132,7 +136,9 @@ def test_an_unknown_machine_suggests_the_nearest() -> None:
 
 
 @given(
-    path=st.sampled_from(["gpu", "gpu.memory_bytes", "gpu.matmul_flops_per_s.curve", "links", "engine.stages", "sources"]),
+    path=st.sampled_from(
+        ["gpu", "gpu.memory_bytes", "gpu.matmul_flops_per_s.curve", "links", "engine.stages", "sources"]
+    ),
     value=st.recursive(
         st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=4),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -153,9 +159,9 @@ def test_units_are_converted_once() -> None:
     hardware = Hardware.from_dict(with_field(f"{MEMORY}.value", "24 GB"))
     assert hardware.gpu.memory_bytes.value == 24e9
     assert hardware.gpu.memory_bytes.effective == 24e9 * 0.9375
-    assert Hardware.from_dict(with_field("links.cpu_to_gpu.latency_s.value", "15 us")).links.cpu_to_gpu.latency_s.value == (
-        pytest.approx(15e-6)
-    )
+    assert Hardware.from_dict(
+        with_field("links.cpu_to_gpu.latency_s.value", "15 us")
+    ).links.cpu_to_gpu.latency_s.value == (pytest.approx(15e-6))
     curve = [[1, "500 GFLOP/s"], [64, 2e13]]
     assert Hardware.from_dict(with_field(f"{MATMUL}.curve", curve)).gpu.matmul_flops_per_s.curve == (
         (1.0, 5e11),
@@ -223,7 +229,9 @@ def test_a_tier_that_is_not_there_can_be_raised() -> None:
     assert machine(disk_bytes=0).raised("disk.memory_bytes", 5e9).capacity_bytes["disk"] == 5e9
 
 
-@pytest.mark.parametrize("path", ["gpu.speed", "gpu", "gpu.name", "links.nvlink.bytes_per_s", "cpu.attention_call_s", ""])
+@pytest.mark.parametrize(
+    "path", ["gpu.speed", "gpu", "gpu.name", "links.nvlink.bytes_per_s", "cpu.attention_call_s", ""]
+)
 def test_a_path_to_nothing_is_an_error(path: str) -> None:
     with pytest.raises(InputError, match=f"^hardware 'test-machine' has no quantity '{path}'$"):
         machine().raised(path, 1.0)
@@ -253,7 +261,9 @@ def test_the_effective_value_is_value_times_efficiency() -> None:
 def test_a_curve_is_linear_in_log_rows(rows: float, expected: float) -> None:
     measured = rate(100, (1, 2.0), (16, 10.0), (64, 6.0))
     assert measured.at(rows) == pytest.approx(expected)
-    assert dataclasses.replace(measured, efficiency=0.5, efficiency_source="test").at(rows) == pytest.approx(expected / 2)
+    assert dataclasses.replace(measured, efficiency=0.5, efficiency_source="test").at(rows) == pytest.approx(
+        expected / 2
+    )
 
 
 def test_without_a_curve_the_rate_is_constant() -> None:

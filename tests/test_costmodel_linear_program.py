@@ -90,7 +90,7 @@ class Toy(Formulation):
 
 
 def _stage(case: Case, *tracks: Any) -> Stage:
-    return Stage("layers", {}, tuple(Track(seconds) for seconds in tracks), case.shape)
+    return Stage("layers", {}, tuple(Track((), seconds) for seconds in tracks), case.shape)
 
 
 def toy(*, gpu: float, cpu: float, disk: float, **changes: Any) -> Question:
@@ -419,7 +419,9 @@ def test_more_contexts_close_the_gap() -> None:
 
     def seconds(segments: int) -> float:
         contexts = tuple(Crossing().decode_contexts(workload, segments))
-        return block_s(solve(dataclasses.replace(toy(gpu=200, cpu=0, disk=0), formulation=Crossing(), contexts=contexts)))
+        return block_s(
+            solve(dataclasses.replace(toy(gpu=200, cpu=0, disk=0), formulation=Crossing(), contexts=contexts))
+        )
 
     assert seconds(1) == pytest.approx(399 * 201, rel=1e-9)
     assert seconds(2) == pytest.approx(200 * 200 + 199 * 301, rel=1e-9)

@@ -45,7 +45,7 @@ def search_report(result: SearchResult, *, written: Sequence[str] = ()) -> list[
         _proof(result),
     ]
     if result.prices:
-        parts += [heading("What more would bring"), _prices(result)]
+        parts += [heading("What more would bring, at this GPU batch size"), _prices(result)]
     if result.alternatives:
         costed = [(result.policy, cost), *result.alternatives]
         parts += [heading("Best policies by switches"), policy_table(costed)]
@@ -75,7 +75,10 @@ def frontier_report(found: Frontier, *, written: Sequence[str] = ()) -> list[Ren
     """The frontier as a table, fastest block first."""
     costed = [(point.policy, point.estimate) for point in found.points]
     gap = _gap(max(point.gap for point in found.points))
-    about = f"Each row is the highest throughput for a block of that latency, proven within {gap} %."
+    about = (
+        f"Each row is the best policy under one latency limit, proven within {gap} %; limits between the rows have "
+        "policies of their own (more --points)."
+    )
     return [
         question(found.points[-1], frontier=True),
         heading("Throughput against latency"),
@@ -175,7 +178,8 @@ def _limits(plan: Plan) -> Renderable:
     cost = plan.estimate
     rows: list[Row] = []
     for phase in cost.bottleneck:
-        ranked = sorted(cost.busy_share(phase).items(), key=lambda item: -item[1])
+        bottleneck = cost.bottleneck[phase]
+        ranked = sorted(cost.busy_share(phase).items(), key=lambda item: (item[0] != bottleneck, -item[1]))
         first, *others = [(words.resource_name(name), words.percent(share), share) for name, share in ranked]
         line = Text.assemble((first[0], LABEL), f" busy {first[1]} of the time")
         then = ", ".join(f"{name} {text}" for name, text, share in others if share >= SHOWN_SHARE)
@@ -218,7 +222,7 @@ def _prices(result: SearchResult) -> Renderable:
         lines.append(f"less: {', '.join(rest)}")
     useless = [f"{price.amount} of {price.what}" for price in result.prices if price.gain < SHOWN_GAIN]
     if useless:
-        lines.append(f"nothing: {', '.join(useless)}")
+        lines.append(f"hardly anything: {', '.join(useless)}")
     return Text("\n".join(lines))
 
 

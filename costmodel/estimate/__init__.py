@@ -30,9 +30,10 @@ class Estimate:
     """Predicted cost of one policy; a Measurement has the same fields.
 
     Seconds are for one block; ``busy_s[phase][resource]`` are busy seconds, ``bytes_moved[link]`` bytes
-    of one block; ``peak_bytes`` and ``limit_bytes`` are by tier. With a given number of prompts,
-    ``blocks`` blocks run one after another, the last one possibly short but charged in full, and
-    ``throughput_tok_per_s`` is the whole job's.
+    of one block; ``bottleneck`` names each phase's busiest resource on its busiest track (the processors
+    share one), and leaves out a phase without work; ``peak_bytes`` and ``limit_bytes`` are by tier. With a
+    given number of prompts, ``blocks`` blocks run one after another, the last one possibly short but charged
+    in full, and ``throughput_tok_per_s`` is the whole job's.
     """
 
     prefill_s: float
@@ -46,17 +47,9 @@ class Estimate:
     limit_bytes: dict[str, float]
     bytes_moved: dict[str, float]
     busy_s: dict[str, dict[str, float]]
+    bottleneck: dict[str, str]
     feasible: bool
     violations: tuple[str, ...]
-
-    @property
-    def bottleneck(self) -> dict[str, str]:
-        """The busiest resource of each phase; idle phases (nothing to decode) are left out."""
-        return {
-            phase: max(busy, key=lambda resource: busy[resource])
-            for phase, busy in self.busy_s.items()
-            if any(busy.values())
-        }
 
     def busy_share(self, phase: str) -> dict[str, float]:
         """Busy seconds of each resource as a share of the phase."""
@@ -168,6 +161,7 @@ def evaluate(
         limit_bytes=limits,
         bytes_moved=_bytes_moved(formulation, case, policy, contexts),
         busy_s=_busy_seconds(formulation, case, policy, contexts),
+        bottleneck=_bottlenecks(formulation, case, policy, contexts),
         feasible=not violations,
         violations=violations,
     )
@@ -210,6 +204,32 @@ def _busy(stages: Iterable[Stage], steps: float | FloatArray = 1.0) -> dict[str,
         for resource in RESOURCES:
             totals[resource] += float(np.sum(stage.busy[resource] * steps))
     return totals
+
+
+def _bottlenecks(
+    formulation: Formulation, case: Case, policy: Policy, contexts: list[tuple[float, int]]
+) -> dict[str, str]:
+    """The busiest resource of the busiest track of each phase that has work to do."""
+    amounts = amounts_of(policy)
+    found = {"prefill": _busiest(formulation.prefill(case, amounts), 1.0)}
+    if contexts:
+        lengths, steps = _columns(contexts)
+        found["decode"] = _busiest(formulation.decode(case, amounts, lengths), steps)
+    return found
+
+
+def _busiest(stages: list[Stage], steps: float | FloatArray) -> str:
+    tracks: dict[tuple[str, ...], float] = {}
+    for stage in stages:
+        for track in stage.tracks:
+            seconds = track.spread if track.first_batch is None else track.spread + track.first_batch
+            tracks[track.resources] = tracks.get(track.resources, 0.0) + float(np.sum(seconds * steps))
+    busy = _busy(stages, steps)
+    # What runs before the tracks is on none of them: its resource may still be the busiest.
+    on_tracks = {resource for resources in tracks for resource in resources}
+    tracks.update({(resource,): seconds for resource, seconds in busy.items() if resource not in on_tracks})
+    longest = max(tracks, key=lambda resources: tracks[resources])
+    return max(longest, key=lambda resource: busy[resource])
 
 
 def _bytes_moved(

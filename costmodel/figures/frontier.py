@@ -45,7 +45,8 @@ def frontier_figure(found: Frontier) -> Figure:
     """Throughput against latency, one marker a policy."""
     figure = Figure(figsize=(8.0, 5.2), layout="constrained")
     draw_frontier(figure.subplots(), found)
-    below = f"{workload_text(found.points[-1], limit=False)}; labels: prompts of a GPU batch × GPU batches"
+    below = f"{workload_text(found.points[-1], limit=False)}; the best policy under each of the limits tried"
+    below += "\nlabels: prompts of a GPU batch × GPU batches"
     add_titles(figure, f"{found.model.name} on {found.hardware.name}: throughput against latency", below)
     return figure
 

@@ -150,12 +150,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Track:
-    """Work of a stage that runs one piece after another, beside the other tracks.
+    """Work of a stage that its ``resources`` do one piece after another, beside the other tracks.
 
     ``spread`` seconds fall evenly on the block's batches; ``first_batch`` seconds come on top while the
     first batch is computed (an engine that issues all weight loads at once).
     """
 
+    resources: tuple[Resource, ...]
     spread: Linear
     first_batch: Linear | None = None
 

@@ -105,17 +105,22 @@ class FlexGen(Formulation):
 
     def notes(self, hardware: Hardware) -> tuple[str, ...]:
         if hardware.flexgen_constants is not None:
-            return ()
+            return (
+                "the flexgen formulation uses the constants released with the published model, not the rates above",
+            )
         derived = f"the flexgen constants are derived from the rates of {hardware.name}"
         return (f"{derived}: the published ones exist only for t4-flexgen",)
 
     def refusal(self, switches: Switches, hardware: Hardware) -> str | None:
-        if switches.compress_cache:
-            return "the flexgen formulation has no cache compression"
-        if not switches.cpu_attention:
-            return "the flexgen formulation always attends on the CPU to the cache that is not on the GPU"
         if not switches.overlap:
-            return "the flexgen formulation always overlaps"
+            return "overlap cannot be off: the flexgen formulation always overlaps"
+        if switches.compress_cache:
+            return "compress_cache cannot be on: the flexgen formulation has no cache compression"
+        if not switches.cpu_attention:
+            return (
+                "cpu_attention cannot be off: the flexgen formulation always attends on the CPU to the cache that is "
+                "not on the GPU"
+            )
         return None
 
     def prefill(self, case: Case, amounts: Amounts[Any]) -> list[Stage]:
@@ -237,4 +242,4 @@ _COMPUTE: tuple[Resource, ...] = ("gpu_compute", "cpu_compute")
 
 def _tracks(seconds: dict[Resource, Linear], *groups: tuple[Resource, ...]) -> tuple[Track, ...]:
     """One track for each group of resources that the published model adds up."""
-    return tuple(Track(add(seconds[r] for r in group)) for group in groups)
+    return tuple(Track(group, add(seconds[r] for r in group)) for group in groups)

@@ -31,6 +31,10 @@ STAGING_BUFFERS = 2
 """Double buffering: one buffer is filled while the other is used."""
 
 
+HOST_MEMORY_KINDS = ("cpu", "metal")
+"""Machines whose first tier is host memory."""
+
+
 class Roofline(Formulation):
     """Seconds from measured rates; memory as the runtime allocates it."""
 
@@ -48,6 +52,11 @@ class Roofline(Formulation):
 
     def refusal(self, switches: Switches, hardware: Hardware) -> str | None:
         cpu = hardware.cpu
+        if switches.cpu_attention and hardware.gpu.kind in HOST_MEMORY_KINDS and not cpu.memory_bytes.effective:
+            return (
+                f"cpu_attention cannot be on: the first tier of hardware {hardware.name!r} is host memory and there "
+                "is no second one, so the same processor attends either way"
+            )
         if switches.cpu_attention and cpu.attention_bytes_per_s is None:
             return f"cpu_attention needs cpu.attention_bytes_per_s, which hardware {hardware.name!r} does not have"
         if switches.cpu_attention and switches.compress_cache and cpu.dequantize_values_per_s is None:
@@ -210,12 +219,12 @@ def _stage(
     if blocking_load is not None:
         busy["cpu_to_gpu"] = busy["cpu_to_gpu"] + blocking_load
     if not overlap:
-        return Stage(name, busy, (Track(add(busy.values())),), case.shape)
-    tracks = [Track(seconds["gpu_compute"] + seconds["cpu_compute"])]
+        return Stage(name, busy, (Track(RESOURCES, add(busy.values())),), case.shape)
+    tracks = [Track(("gpu_compute", "cpu_compute"), seconds["gpu_compute"] + seconds["cpu_compute"])]
     if engine.weight_loads == "spread":
-        tracks += [Track(moved[r]) for r in LINKS]
+        tracks += [Track((r,), moved[r]) for r in LINKS]
     else:
-        tracks += [Track(seconds[r], loads[r] * share if r in loads else None) for r in LINKS]
+        tracks += [Track((r,), seconds[r], loads[r] * share if r in loads else None) for r in LINKS]
     unhidden = engine.unhidden_share.effective
     return Stage(name, busy, tuple(tracks), case.shape, serial=blocking_load, unhidden_share=unhidden)
 
@@ -360,7 +369,7 @@ def _head_s(case: Case, rows: int) -> float:
 
 def _disk_lands_on_gpu(case: Case) -> bool:
     """True where the first tier is host memory: disk reads need no hop through the second tier."""
-    return case.hardware.gpu.kind in ("cpu", "metal")
+    return case.hardware.gpu.kind in HOST_MEMORY_KINDS
 
 
 def _largest_load_bytes(case: Case) -> float:
@@ -373,8 +382,8 @@ def _workspace_bytes(case: Case, moment: str) -> float:
     """GPU bytes that computing one prompt of a batch needs beside its inputs.
 
     The widest moment of a layer (attention: residual, norm, q, k, v, output; MLP: residual, norm and
-    the intermediate), unfused scores where the engine materialises them, and the logits with their
-    fp32 copy.
+    the intermediate), unfused scores where the engine materialises them, and the logits with an fp32
+    copy of the last position's.
     """
     model, workload, engine = case.model, case.workload, case.hardware.engine
     prefill = moment == "prefill"
@@ -390,7 +399,7 @@ def _workspace_bytes(case: Case, moment: str) -> float:
         span = tokens if prefill else workload.total_len
         layer += model.kv_values_per_token * span * BYTES_PER_VALUE
     rows = tokens if prefill and engine.prefill_logits == "all" else 1
-    logits = rows * model.vocab_size * (BYTES_PER_VALUE + 4)
+    logits = model.vocab_size * (rows * BYTES_PER_VALUE + 4)
     return max(layer, logits + model.hidden_size * tokens * BYTES_PER_VALUE)
 
 

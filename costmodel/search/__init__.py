@@ -1,5 +1,6 @@
 """The certified search: the best policy for a machine, a model and a workload, with its proof."""
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Mapping
@@ -260,7 +261,7 @@ def _finished(problem: Problem, candidate: Candidate, fraction: float) -> tuple[
     """The candidate with its splits chosen among equals, and its full estimate."""
 
     def costed(splits: tuple[Split, Split, Split]) -> tuple[Policy, Estimate]:
-        policy = problem.policy(candidate.switches, candidate.shape, splits)
+        policy = _with_idle_attention_off(problem, problem.policy(candidate.switches, candidate.shape, splits))
         return policy, estimate(
             policy,
             hardware=problem.hardware,
@@ -286,6 +287,13 @@ def _finished(problem: Problem, candidate: Candidate, fraction: float) -> tuple[
 
 CRUMB = 5e-4
 """Fractions below this are moved to the slowest tier that is used, where memory allows."""
+
+
+def _with_idle_attention_off(problem: Problem, policy: Policy) -> Policy:
+    """Attention on the CPU means nothing for a cache that is all on the GPU: say off, unless on was asked for."""
+    off = dataclasses.replace(Switches.of(policy), cpu_attention=False)
+    idle = policy.cpu_attention and policy.cache.gpu == 1.0
+    return policy.replace(cpu_attention=False) if idle and off in problem.switches else policy
 
 
 def _without_crumbs(splits: tuple[Split, Split, Split]) -> tuple[Split, Split, Split]:

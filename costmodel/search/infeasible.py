@@ -47,7 +47,8 @@ def explain(problem: Problem) -> InfeasibleError:
                 f"--max-latency to at least {_rounded_up(fastest):g}",
                 reason={"limit": "max_latency_s", "given": limit, "least": fastest},
             )
-    return _memory(problem)
+    # Memory fails whatever the time: what mends it is computed without the latency limit.
+    return _memory(replace(problem, workload=replace(problem.workload, max_latency_s=None)))
 
 
 def _rounded_up(seconds: float) -> float:
@@ -67,12 +68,16 @@ def _memory(problem: Problem) -> InfeasibleError:
     mends = [
         f"{_FLAGS[tier]} of at least {units.format_bytes(least)}" for tier, least in needed.items() if least is not None
     ]
+    failing = [tier for tier in TIERS if needed[tier] is not None]
     compression = _compression_that_fits(problem)
     if compression:
         mends.append(compression)
+    if _smaller_block_fits(problem):
+        mends.append("a smaller block: leave --gpu-batch-size and --num-gpu-batches to the search")
     mend = f"any one of these would mend it: {'; '.join(mends)}" if mends else "no single limit mends it: raise several"
     return InfeasibleError(
-        f"{what} does not fit {problem.hardware.name} ({have}, of which {share:.0%} is usable); {mend}",
+        f"{what} does not fit {problem.hardware.name} ({have}, of which {share:.0%} is usable){_blame(failing)}; "
+        f"{mend}",
         reason={
             "limit": "memory",
             "capacity_bytes": capacity,
@@ -81,6 +86,19 @@ def _memory(problem: Problem) -> InfeasibleError:
             "compression": compression,
         },
     )
+
+
+def _blame(failing: list[str]) -> str:
+    """The tier that fails, where only one can be at fault."""
+    return f": the {_NAMES[failing[0]]} is too small" if len(failing) == 1 else ""
+
+
+def _smaller_block_fits(problem: Problem) -> bool:
+    """True where the batch shape was given and the smallest one would fit."""
+    if problem.gpu_batch_size is None and problem.num_gpu_batches is None:
+        return False
+    free = replace(problem, gpu_batch_size=None, num_gpu_batches=None)
+    return any(solve(free.question(switches, smallest(free), 1)) is not None for switches in free.switches)
 
 
 def _least_capacity(problem: Problem, tier: str) -> float | None:

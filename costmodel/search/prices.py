@@ -10,6 +10,7 @@ from typing import Any
 
 from costmodel.hardware import Hardware, quantities
 from costmodel.linear_program import Question, solve
+from costmodel.overrides import PATHS, RELEASED
 from costmodel.policy import TIERS
 from costmodel.search.branch_and_bound import LARGEST, Candidate, Problem
 from costmodel.units import GB, GiB
@@ -65,37 +66,15 @@ class _Raise:
         return hardware if present else None
 
 
+def _link(what: str, flag: str) -> _Raise:
+    """1 GB/s more of what a flag of the command line sets."""
+    return _Raise(what=what, amount="1 GB/s", step=1 * GB, paths=PATHS[flag], released=RELEASED[flag])
+
+
 _RAISES = (
-    _Raise(
-        what="disk read",
-        amount="1 GB/s",
-        step=1 * GB,
-        paths=("links.disk_read.bytes_per_s", "links.disk_read.cache_bytes_per_s"),
-        released=("disk_to_cpu_bytes_per_s",),
-    ),
-    _Raise(
-        what="disk write",
-        amount="1 GB/s",
-        step=1 * GB,
-        paths=("links.disk_write.bytes_per_s", "links.disk_write.cache_bytes_per_s"),
-        released=(
-            "cpu_to_disk_cache_prefill_bytes_per_s",
-            "cpu_to_disk_hidden_prefill_bytes_per_s",
-            "cpu_to_disk_decode_bytes_per_s",
-        ),
-    ),
-    _Raise(
-        what="host link, each way",
-        amount="1 GB/s",
-        step=1 * GB,
-        paths=(
-            "links.cpu_to_gpu.bytes_per_s",
-            "links.cpu_to_gpu.cache_bytes_per_s",
-            "links.gpu_to_cpu.bytes_per_s",
-            "links.gpu_to_cpu.cache_bytes_per_s",
-        ),
-        released=("cpu_to_gpu_bytes_per_s", "gpu_to_cpu_cache_bytes_per_s", "gpu_to_cpu_hidden_bytes_per_s"),
-    ),
+    _link("disk read", "disk_read"),
+    _link("disk write", "disk_write"),
+    _link("host link, each way", "host_link"),
     _Raise(
         what="GPU memory bandwidth",
         amount="10 %",
@@ -104,7 +83,7 @@ _RAISES = (
         released=("attention_decode_flops_per_s",),
     ),
     _Raise(
-        what="GPU matrix rate",
+        what="GPU matrix and attention rate",
         amount="10 %",
         share=0.1,
         paths=("gpu.matmul_flops_per_s", "gpu.attention_flops_per_s"),
