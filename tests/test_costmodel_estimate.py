@@ -225,7 +225,7 @@ def test_a_model_without_a_limit_takes_any_sequence() -> None:
 def test_refused_switches_name_the_reason() -> None:
     hardware = machine(cpu_attention_bytes_per_s=None)
     with pytest.raises(
-        InputError, match="needs cpu.attention_bytes_per_s, which hardware 'test-machine' does not have"
+        InputError, match=r"needs cpu\.attention_bytes_per_s, which hardware 'test-machine' does not have"
     ):
         cost(SPREAD.replace(cpu_attention=True), Workload(), hardware)
 

@@ -608,7 +608,7 @@ def test_prompts_in_one_batch_share_what_a_batch_does_once(prompts: int, size: i
 
 def test_a_short_sliding_window_is_refused() -> None:
     model = plain_model(sliding_window=64, num_sliding_layers=24)
-    with pytest.raises(InputError, match="within a window of 64 tokens, shorter than prompt . generation = 96"):
+    with pytest.raises(InputError, match=r"within a window of 64 tokens, shorter than prompt \+ generation = 96"):
         get("roofline").check(machine(), model, Workload(prompt_len=64, gen_len=32))
     get("roofline").check(machine(), model, Workload(prompt_len=32, gen_len=32))
 

@@ -77,7 +77,7 @@ def test_points_are_counted_and_progress_is_told() -> None:
     result = traced(**SMALL, points=4, progress=lambda done, total: told.append((done, total)))
     assert 2 <= len(result.points) <= 4
     assert told == [(1, 4), (2, 4), (3, 4)]
-    with pytest.raises(InputError, match="^points is 1: a frontier needs at least 2$"):
+    with pytest.raises(InputError, match=r"^points is 1: a frontier needs at least 2$"):
         traced(**SMALL, points=1)
 
 

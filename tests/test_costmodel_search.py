@@ -461,7 +461,7 @@ def test_requests_that_mean_nothing_are_refused(request_: dict[str, Any], messag
 def test_a_machine_without_cpu_attention_is_searched_without_it() -> None:
     result = search(hardware=machine(cpu_attention_bytes_per_s=None), model=plain_model(), with_prices=False)
     assert not result.policy.cpu_attention
-    with pytest.raises(InputError, match="needs cpu.attention_bytes_per_s"):
+    with pytest.raises(InputError, match=r"needs cpu\.attention_bytes_per_s"):
         search(hardware=machine(cpu_attention_bytes_per_s=None), model=plain_model(), switches={"cpu_attention": True})
 
 
@@ -534,11 +534,10 @@ def test_the_edge_of_feasibility_has_an_answer(
     }
     try:
         result = search(**keywords)
-    except InfeasibleError as error:
-        assert error.reason
-    else:
-        assert result.estimate.feasible
-        assert result.gap <= GAP
+    except InfeasibleError:
+        return
+    assert result.estimate.feasible
+    assert result.gap <= GAP
 
 
 # ------------------------------------------------------------------ nothing for nothing

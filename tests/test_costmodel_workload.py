@@ -26,7 +26,7 @@ def test_counts_start_at_one(name: str, value: int) -> None:
 
 @pytest.mark.parametrize("value", [0.0, -2.0, float("inf"), float("nan")])
 def test_a_latency_limit_is_a_positive_time(value: float) -> None:
-    with pytest.raises(InputError, match="^max_latency_s is .*: it must be a positive number of seconds$"):
+    with pytest.raises(InputError, match=r"^max_latency_s is .*: it must be a positive number of seconds$"):
         Workload(max_latency_s=value)
 
 
