@@ -1,1 +1,1 @@
-"""Will execute a policy on real memory tiers, copies overlapped with compute; empty until a later version."""
+"""What a policy is executed with: tier buffers, copies, disk transfers, 4-bit kernels, attention and one decoder layer."""

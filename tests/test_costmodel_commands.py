@@ -692,6 +692,7 @@ def test_tierwise_lists_its_commands(run: Command) -> None:
 def test_built_in_commands_are_the_registered_ones() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     registered = project["entry-points"][tierwise.GROUP]
+    registered = {name: value for name, value in registered.items() if value.startswith("costmodel.")}
     ours = {name: point.value for name, point in tierwise.commands().items() if name in tierwise.BUILT_IN}
     assert ours == registered
 
