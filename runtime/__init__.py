@@ -1,1 +1,1 @@
-"""What a policy is executed with: tier buffers, copies, disk transfers, 4-bit kernels, attention and one decoder layer."""
+"""What a policy is executed with: tier buffers, copies, disk transfers, 4-bit kernels, attention, a decoder layer."""
