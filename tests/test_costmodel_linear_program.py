@@ -371,6 +371,32 @@ def test_no_shape_of_a_range_beats_its_bound(name: str, rng: random.Random) -> N
 
 
 @FORMULATIONS
+@settings(max_examples=100)
+@given(rng=RANDOMS)
+def test_each_coefficient_of_a_range_is_the_least_of_its_shapes(name: str, rng: random.Random) -> None:
+    # The premise of the bound, term by term: an optimum seldom rests on all of them.
+    problem = any_problem(rng, name)
+    whole = any_shape(rng, most=rng.choice([6, 400]))
+    units = _unit_amounts()
+
+    def at(shape: Shape) -> tuple[list[Any], list[Any], list[float]]:
+        case = problem.question(problem.switches[0], shape, 1).case
+        stages = [*problem.formulation.prefill(case, units), *problem.formulation.decode(case, units, 77.0)]
+        rows = [track.spread for stage in stages for track in stage.tracks]
+        rows += [seconds for stage in stages if stage.has_first_batch for seconds in stage.first_batch_seconds()]
+        rows += [plain for stage in stages if (plain := stage.plain_seconds()) is not None]
+        shares = [stage.later_batches_share for stage in stages]
+        return rows, [peak.bytes for peak in problem.formulation.peaks(case, units)], shares
+
+    ranges, singles = at(whole), at(inside(rng, whole))
+    for lower, exact in zip(ranges, singles, strict=True):
+        assert len(lower) == len(exact)
+        for bound, value in zip(lower, exact, strict=True):
+            assert np.all(np.asarray(bound) >= 0)
+            assert np.all(np.asarray(bound) <= np.asarray(value) * (1 + 1e-12))
+
+
+@FORMULATIONS
 @settings(max_examples=60)
 @given(rng=RANDOMS)
 def test_a_range_bounds_each_half_of_itself(name: str, rng: random.Random) -> None:

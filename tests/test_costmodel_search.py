@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from costmodel.errors import InfeasibleError, InputError
 from costmodel.estimate import estimate
@@ -25,12 +27,16 @@ from tests.instances import (
     Best,
     any_machine,
     any_model,
+    any_problem,
+    any_shape,
     any_splits,
     best_policy_of_shape,
     brute_force,
     cost_of,
     every_shape,
     fastest_of,
+    inside,
+    link,
     logarithmic,
     machine,
     plain_model,
@@ -248,16 +254,22 @@ def test_the_papers_engine_is_searched_as_well() -> None:
 # ------------------------------------------------------------------ larger ranges, shape by shape
 
 
-def shape_by_shape(problem: Problem) -> list[Best]:
+def shape_by_shape(problem: Problem, *, most: int | None = None) -> list[Best]:
     """The best policy of every shape by the library's program for one shape (which other solvers confirm)."""
     found = []
+    shapes = every_shape(problem) if most is None else [Shape.exactly(*s) for s in pairs(most)]
     for switches in problem.switches:
-        for shape in every_shape(problem):
+        for shape in shapes:
             solution = solve(problem.question(switches, shape, 1000))
             if solution is not None:
                 policy = problem.policy(switches, shape, solution.splits())
                 found.append(Best(policy, cost_of(problem, policy)))
     return found
+
+
+def pairs(most: int) -> list[tuple[int, int]]:
+    """Every batch size and number of batches up to ``most``."""
+    return list(itertools.product(range(1, most + 1), repeat=2))
 
 
 @pytest.mark.parametrize("num_prompts", [None, 11, 24, 37])
@@ -321,6 +333,140 @@ def test_a_rate_that_dips_and_rises_over_batch_sizes_is_searched_past_its_dip() 
     assert found[12] > 2 * found[3]
     result = searched(problem, switches={"compress_weights": False, "compress_cache": False})
     assert result.estimate.throughput_tok_per_s >= max(found.values()) * (1 - GAP)
+
+
+# ------------------------------------------------------------------ what the search rests on
+
+
+@pytest.mark.parametrize("num_prompts", [2, 3, 5, 7, 11, 12, 24])
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_a_job_on_a_gpu_with_room_for_a_few_prompts_at_a_time(num_prompts: int, room: int) -> None:
+    # Weights come over a slow link and the GPU's memory ends at one, two or three prompts of a batch: blocks of many
+    # small batches are what is best, of a number that leaves little of the last one empty.
+    model = slim(plain_model(), num_layers=8, num_heads=4)
+    links = dataclasses.replace(machine().links, cpu_to_gpu=link(0.2e9))
+    workload = Workload(prompt_len=500, gen_len=2, num_prompts=num_prompts)
+    # Two buffers of a layer (4.2 MB), and for each prompt of a batch its scores, states and widest moment.
+    prompt = 2 * 4 * 500**2 * 2 + 6 * 512 * 500 * 2 + 2 * 512 * 500 * 2
+    hardware = machine(
+        gpu_bytes=8.4e6 + (room + 0.5) * prompt,
+        cpu_bytes=1e9,
+        disk_bytes=0,
+        links=links,
+        attention_scores="stored",
+    )
+    switches = {"compress_weights": False, "compress_cache": False, "cpu_attention": True}
+    problem = make_problem(hardware=hardware, model=model, workload=workload, usable_fraction=1.0, switches=switches)
+    found = shape_by_shape(problem, most=num_prompts)
+    assert max(best.policy.gpu_batch_size for best in found) == min(room, num_prompts)
+    result = searched(problem, switches=switches)
+    check(problem, result, found)
+    assert result.policy.num_gpu_batches > 1 or num_prompts <= room
+
+
+def job_throughput(problem: Problem, shape: Shape) -> float | None:
+    """The best throughput of one batch shape, its job's last block charged in full."""
+    solution = solve(problem.question(problem.switches[0], shape, 1000))
+    if solution is None:
+        return None
+    return cost_of(problem, problem.policy(problem.switches[0], shape, solution.splits())).throughput_tok_per_s
+
+
+@pytest.mark.parametrize("name", ["roofline", "flexgen"])
+@settings(max_examples=60)
+@given(rng=st.randoms(use_true_random=False))
+def test_a_nodes_bound_holds_for_every_shape_in_it(name: str, rng: random.Random) -> None:
+    num_prompts = rng.choice([None, 1, 5, 7, 12, 30])
+    problem = any_problem(rng, name)
+    workload = dataclasses.replace(problem.workload, num_prompts=num_prompts)
+    # A given number of batches may exceed what the job needs.
+    problem = dataclasses.replace(problem, workload=workload, num_gpu_batches=rng.choice([None, None, 4]))
+    (switches,) = problem.switches
+    whole = any_shape(rng, most=num_prompts or 30)
+    if problem.num_gpu_batches is not None:
+        whole = dataclasses.replace(whole, batches_low=4, batches_high=4)
+    useful = problem.useful(whole, problem.most_prompts(switches))
+    bound = 0.0
+    if useful is not None:
+        solution = solve(problem.question(switches, useful, 2))
+        if solution is not None:
+            bound = problem.workload.gen_len / solution.seconds_per_prompt * problem.job_share(useful)
+    for _ in range(4):
+        shape = inside(rng, whole)
+        throughput = job_throughput(problem, shape)
+        if throughput is None:
+            continue
+        size, batches = shape.gpu_batch_low, shape.batches_low
+        if useful is not None and size <= useful.gpu_batch_high and batches <= useful.batches_high:
+            assert throughput <= bound * (1 + 1e-7)
+            continue
+        # It was left out: the job needs fewer batches of that size, and they are no slower.
+        assert num_prompts is not None
+        needed = -(-num_prompts // size)
+        assert batches > needed
+        fewer = job_throughput(problem, Shape.exactly(size, needed))
+        assert fewer is not None
+        assert throughput <= fewer * (1 + 1e-7)
+
+
+@settings(max_examples=40)
+@given(rng=st.randoms(use_true_random=False), num_prompts=st.integers(1, 40), ends=st.tuples(*[st.integers(1, 40)] * 2))
+def test_the_smallest_block_of_an_equal_number_of_blocks_is_the_best(
+    rng: random.Random, num_prompts: int, ends: tuple[int, int]
+) -> None:
+    problem = any_problem(rng, "roofline")
+    problem = dataclasses.replace(problem, workload=dataclasses.replace(problem.workload, num_prompts=num_prompts))
+    size, (low, high) = rng.randint(1, 8), sorted(ends)
+    shape = Shape(gpu_batch_low=size, gpu_batch_high=size, batches_low=low, batches_high=high)
+    blocks = {-(-num_prompts // (size * batches)) for batches in range(low, high + 1)}
+    assert problem.same_number_of_blocks(shape) == (len(blocks) == 1)
+    if len(blocks) == 1:
+        best = job_throughput(problem, Shape.exactly(size, low))
+        other = job_throughput(problem, Shape.exactly(size, rng.randint(low, high)))
+        assert other is None or (best is not None and other <= best * (1 + 1e-7))
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("name", ["roofline", "flexgen"])
+def test_no_block_that_fits_is_larger_than_assumed(name: str, seed: int) -> None:
+    # Little but cache, so that the largest block comes close to the bound on prompts.
+    rng = random.Random(seed)
+    model = slim(plain_model(), num_layers=rng.choice([24, 48]))
+    workload = Workload(prompt_len=1000, gen_len=2)
+    packed = model.kv_bytes_per_token(compressed=True) * 1002 * model.num_layers
+    size = model.total_params * 2.0 + packed * 400
+    hardware = machine(
+        gpu_bytes=size, cpu_bytes=rng.choice([size / 50, size / 3]), disk_bytes=rng.choice([0, size / 2])
+    )
+    problem = make_problem(hardware=hardware, model=model, workload=workload, formulation=name, usable_fraction=1.0)
+    for switches in problem.switches:
+        largest = 0
+        step = 2048
+        while step:  # how many single-prompt batches fit grows monotonely
+            if solve(problem.question(switches, Shape.exactly(1, largest + step), 1)) is not None:
+                largest += step
+            step //= 2
+        most = problem.most_prompts(switches)
+        assert largest <= most
+        assert largest > 0.5 * most
+
+
+def test_a_bound_from_coarse_contexts_is_still_a_bound() -> None:
+    # One mean context chooses splits that the growing cache makes a little worse than the best: the bound must stay
+    # above the best, not above what was found.
+    suboptimal = 0
+    for seed in range(40):
+        problem = any_problem(random.Random(seed), "roofline")
+        workload = dataclasses.replace(problem.workload, gen_len=129, prompt_len=16)
+        problem = dataclasses.replace(problem, workload=workload, gpu_batch_size=8, num_gpu_batches=3)
+        exact = job_throughput(problem, Shape.exactly(8, 3))
+        if exact is None:
+            continue
+        coarse = certify(problem, gap=1e-6, segments=1)
+        assert coarse.bound >= exact * (1 - 1e-7)
+        assert coarse.best is not None
+        suboptimal += coarse.best.throughput < exact * (1 - 1e-6)
+    assert suboptimal >= 3
 
 
 # ------------------------------------------------------------------ latency, to the last step
