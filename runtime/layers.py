@@ -50,11 +50,21 @@ class Norm:
     epsilon: float = 1e-5
 
 
+@dataclass(frozen=True)
+class RowParts:
+    """A weight whose rows lie in several places: the parts, from the first row to the last."""
+
+    parts: tuple[Tensor | Quantized4bitLinear, ...]
+
+
+Weight = Tensor | Quantized4bitLinear | RowParts
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Linear:
-    """A weight (out, in), as it is or in 4 bits, and perhaps a bias (out,)."""
+    """A weight (out, in), as it is or in 4 bits, in one place or several, and perhaps a bias (out,)."""
 
-    weight: Tensor | Quantized4bitLinear
+    weight: Weight
     bias: Tensor | None = None
 
 
@@ -136,15 +146,8 @@ class LayerCache:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmbeddingWeights:
-    """Token table (vocabulary, embedding) and what may follow it.
+    """What follows the tables: ``project_in`` widens a token's row to hidden, ``norm`` comes last."""
 
-    ``positions`` (rows, hidden): position p is row p + ``position_offset``. ``project_in`` widens the
-    embedding to hidden before positions are added; ``norm`` comes last.
-    """
-
-    tokens: Tensor
-    positions: Tensor | None = None
-    position_offset: int = 0
     project_in: Linear | None = None
     norm: Norm | None = None
 
@@ -160,9 +163,21 @@ class HeadWeights:
 
 def linear(x: Tensor, weights: Linear) -> Tensor:
     """``x @ weight.T + bias`` over the last dimension, from a plain or a 4-bit weight."""
-    if isinstance(weights.weight, Quantized4bitLinear):
-        return quantization.linear_4bit(x, weights.weight, weights.bias)
-    return functional.linear(x, weights.weight, weights.bias)
+    weight, bias = weights.weight, weights.bias
+    if not isinstance(weight, RowParts):
+        return _product(x, weight, bias)
+    products, first = [], 0
+    for part in weight.parts:
+        last = first + (part.out_features if isinstance(part, Quantized4bitLinear) else part.shape[0])
+        products.append(_product(x, part, None if bias is None else bias[first:last]))
+        first = last
+    return torch.cat(products, dim=-1)
+
+
+def _product(x: Tensor, weight: Tensor | Quantized4bitLinear, bias: Tensor | None) -> Tensor:
+    if isinstance(weight, Quantized4bitLinear):
+        return quantization.linear_4bit(x, weight, bias)
+    return functional.linear(x, weight, bias)
 
 
 def normalize(x: Tensor, norm: Norm | None) -> Tensor:
@@ -269,17 +284,11 @@ def positions(attention_mask: Tensor) -> Tensor:
     return mask.cumsum(1) * mask - 1
 
 
-def embed(token_ids: Tensor, weights: EmbeddingWeights, *, positions: Tensor) -> Tensor:
-    """Hidden states (batch, tokens, hidden) of token ids and their positions, both (batch, tokens).
-
-    While decoding, ``positions`` are the last column of :func:`positions` of the mask so far.
-    """
-    hidden = functional.embedding(token_ids, weights.tokens)
-    if weights.project_in is not None:
-        hidden = linear(hidden, weights.project_in)
-    if weights.positions is not None:
-        rows = (positions + weights.position_offset).clamp_(min=0)
-        hidden = hidden + functional.embedding(rows, weights.positions)
+def embed(token_rows: Tensor, weights: EmbeddingWeights, *, position_rows: Tensor | None = None) -> Tensor:
+    """Hidden states (batch, tokens, hidden) of rows of the token table and, if it is learned, of the position table."""
+    hidden = token_rows if weights.project_in is None else linear(token_rows, weights.project_in)
+    if position_rows is not None:
+        hidden = hidden + position_rows
     return normalize(hidden, weights.norm)
 
 

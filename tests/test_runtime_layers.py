@@ -61,17 +61,16 @@ class Model:
             activation=config.activation_function,
         )
         self.layers = [self.layer(layer) for layer in decoder.layers]
-        self.embedding = EmbeddingWeights(
-            tokens=decoder.embed_tokens.weight.data,
-            positions=decoder.embed_positions.weight.data,
-            position_offset=2,
-            project_in=self.linear(decoder.project_in, four_bit=False),
-        )
+        self.tokens, self.positions = decoder.embed_tokens.weight.data, decoder.embed_positions.weight.data
+        self.embedding = EmbeddingWeights(project_in=self.linear(decoder.project_in, four_bit=False))
         self.head = HeadWeights(
             matrix=Linear(weight=decoder.embed_tokens.weight.data),
             norm=self.norm(decoder.final_layer_norm),
             project_out=self.linear(decoder.project_out, four_bit=False),
         )
+
+    def embed(self, token_ids, positions) -> torch.Tensor:
+        return layers.embed(self.tokens[token_ids], self.embedding, position_rows=self.positions[positions + 2])
 
     def linear(self, module, *, four_bit: bool) -> Linear | None:
         if module is None:
@@ -117,14 +116,14 @@ class Model:
         """Logits after the prompt and after each of ``new_ids`` (batch, steps)."""
         batch, tokens = token_ids.shape
         caches = self.caches(batch, tokens + new_ids.shape[1] + 3, four_bit=four_bit_cache)
-        hidden = layers.embed(token_ids, self.embedding, positions=layers.positions(mask))
+        hidden = self.embed(token_ids, layers.positions(mask))
         for weights, cache in zip(self.layers, caches, strict=True):
             hidden = layers.decoder_layer_prefill(hidden, weights, self.shape, cache, key_padding_mask=mask.bool())
         result = [layers.lm_head(hidden, self.head)]
         for step in range(new_ids.shape[1]):
             mask = torch.cat((mask, mask.new_ones(batch, 1)), 1)
             positions = layers.positions(mask)[:, -1:]
-            hidden = layers.embed(new_ids[:, step : step + 1], self.embedding, positions=positions)
+            hidden = self.embed(new_ids[:, step : step + 1], positions)
             for weights, cache in zip(self.layers, caches, strict=True):
                 hidden = layers.decoder_layer_decode(
                     hidden, weights, self.shape, cache, position=tokens + step, mask=mask.bool()
@@ -349,11 +348,11 @@ def test_gated_mlp_rms_norm_and_grouped_kv_heads_equal_transformers_llama():
     shape = LayerShape(num_heads=6, num_kv_heads=2, head_dim=16, activation=config.hidden_act)
     token_ids, mask, new_ids = left_padded_batch()
     cache = LayerCache(keys=torch.zeros(4, 2, 16, 16), values=torch.zeros(4, 2, 16, 16))
-    embedding = EmbeddingWeights(tokens=model.model.embed_tokens.weight.data)
+    tokens, embedding = model.model.embed_tokens.weight.data, EmbeddingWeights()
     head = HeadWeights(matrix=Linear(weight=model.lm_head.weight.data), norm=rms(model.model.norm))
     nowhere = torch.zeros_like(token_ids)
     out = model(input_ids=token_ids, attention_mask=mask, position_ids=nowhere, use_cache=True)
-    hidden = layers.embed(token_ids, embedding, positions=nowhere)
+    hidden = layers.embed(tokens[token_ids], embedding)
     hidden = layers.decoder_layer_prefill(hidden, weights, shape, cache, key_padding_mask=mask.bool())
     torch.testing.assert_close(layers.lm_head(hidden, head), out.logits[:, -1], rtol=0, atol=1e-4)
     mask = torch.cat((mask, mask.new_ones(4, 1)), 1)
@@ -364,7 +363,7 @@ def test_gated_mlp_rms_norm_and_grouped_kv_heads_equal_transformers_llama():
         past_key_values=out.past_key_values,
         use_cache=True,
     )
-    hidden = layers.embed(new_ids[:, :1], embedding, positions=nowhere[:, :1])
+    hidden = layers.embed(tokens[new_ids[:, :1]], embedding)
     hidden = layers.decoder_layer_decode(hidden, weights, shape, cache, position=11, mask=mask.bool())
     torch.testing.assert_close(layers.lm_head(hidden, head), out.logits[:, -1], rtol=0, atol=1e-4)
 
