@@ -25,11 +25,10 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._context = list(prompt[-_CONTEXT_TOKENS:])
         self._waiting: list[int] = []
-        self._context_text = self._decode(self._context)
-        if self._context_text.endswith(_REPLACEMENT):  # the prompt itself ends within a character
-            self._context, self._context_text = [], ""
+        self._context: list[int] = []
+        self._context_text = ""
+        self._follow(prompt)
 
     def add(self, tokens: Sequence[int]) -> str:
         """The text that is final now; what may still change waits."""
@@ -73,9 +72,16 @@ class Detokenizer:
         """Let the first ``count`` waiting tokens be the context of the next ones."""
         if not count:
             return
-        past = self._waiting[:count]
-        self._context, self._waiting = past[-_CONTEXT_TOKENS:], self._waiting[count:]
+        past, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._follow(past)
+
+    def _follow(self, past: Sequence[int]) -> None:
+        """Take the end of ``past`` as context: as much of it as is whole characters."""
+        self._context = list(past[-_CONTEXT_TOKENS:])
         self._context_text = self._decode(self._context)
+        while _REPLACEMENT in self._context_text:
+            self._context = self._context[1:]
+            self._context_text = self._decode(self._context)
 
     def _decode(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
