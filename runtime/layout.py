@@ -76,10 +76,10 @@ class UnitLayout:
         starts = [field.offset for field in self.fields]
         field = self.fields[max(0, bisect.bisect_right(starts, target) - 1)]
         behind = next((start for start in starts if start > field.offset), self.nbytes)
-        low = field.offset + int(max(0.0, target - field.offset)) // field.piece_bytes * field.piece_bytes
-        candidates = {min(low, field.stop), min(low + field.piece_bytes, field.stop)}
-        allowed = {behind if offset == field.stop else offset for offset in candidates}
-        return min(sorted(allowed), key=lambda offset: abs(offset - target))
+        last = field.stop - field.piece_bytes  # the piece below a target in the gap behind the tensor
+        low = min(field.offset + int(target - field.offset) // field.piece_bytes * field.piece_bytes, last)
+        high = behind if low == last else low + field.piece_bytes
+        return min(low, high, key=lambda offset: abs(offset - target))
 
     def cuts(self, split: Split) -> tuple[int, int]:
         """Where the first tier's part ends, and the second's: [0, a), [a, b), [b, nbytes)."""
