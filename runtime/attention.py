@@ -4,6 +4,8 @@ Caches are (batch, kv heads, tokens, head dim). Masks are boolean, True where a 
 no infinity in them, so a row that sees nothing is finite too.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -59,24 +61,29 @@ def decode(
     v_cache: Tensor,
     *,
     scale: float,
+    tokens: int | None = None,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
     """Attention of one new token: q (batch, heads, 1, head dim) over caches (batch, kv heads, room, head dim).
 
-    ``mask`` (batch, tokens), True where a key may be seen, also says how many tokens of the room are
-    filled; None: all of it. Room beyond them must hold finite values (``torch.zeros``), because it may
-    be read and multiplied with 0. ``bias``, added to the scaled scores, broadcasts to (batch, heads,
-    tokens). Products in the caches' type, softmax in fp32; returns (batch, heads, 1, head dim).
+    ``tokens`` of the room are filled (by default as many as the mask has, else all of it). ``mask``
+    (batch, tokens) is True where a key may be seen; None: everywhere. Room beyond them must hold finite
+    values (``torch.zeros``), because it may be read and multiplied with 0. ``bias``, added to the scaled
+    scores, broadcasts to (batch, heads, tokens). Products in the caches' type, softmax in fp32; returns
+    (batch, heads, 1, head dim).
     """
     _check(q, k_cache, v_cache)
     batch, heads, new_tokens, head_dim = q.shape
     if new_tokens != 1:
         raise InputError(f"q has {new_tokens} tokens: decode takes one")
     room = k_cache.shape[2]
-    tokens = room if mask is None else mask.shape[1]
-    if mask is not None and (mask.dim() != 2 or mask.shape[0] != batch or tokens > room):
-        raise InputError(f"mask has shape {tuple(mask.shape)}: it must be ({batch}, at most {room})")
+    if tokens is None:
+        tokens = room if mask is None else mask.shape[-1]
+    if not 1 <= tokens <= room:
+        raise InputError(f"{tokens} tokens are filled: it must be 1 to {room}, the cache's room")
+    if mask is not None and tuple(mask.shape) != (batch, tokens):
+        raise InputError(f"mask has shape {tuple(mask.shape)}: it must be {(batch, tokens)}")
     span = room if _read_whole(k_cache, tokens) else tokens
     products = batch * k_cache.shape[1]
     keys, values = (cache[:, :, :span].reshape(products, span, head_dim) for cache in (k_cache, v_cache))
@@ -90,6 +97,38 @@ def decode(
         scores[..., :tokens].masked_fill_(~mask[:, None, :], lowest)
     weights = torch.softmax(scores, dim=-1).to(v_cache.dtype).view(products, -1, span)
     return torch.bmm(weights, values).view(batch, heads, 1, head_dim)
+
+
+def decode_in_parts(
+    q: Tensor,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Attention of one new token over a cache in several pieces: q (batch, heads, 1, head dim).
+
+    ``parts`` are keys and values (batch, kv heads, tokens of the part, head dim), every token of them
+    filled, in the order of the tokens; ``mask`` and ``bias`` as in :func:`decode`, over all of them.
+    """
+    batch, heads, _, head_dim = q.shape
+    kv_heads = parts[0][0].shape[1]
+    products = batch * kv_heads
+    query = (q * scale).reshape(products, heads // kv_heads, head_dim)
+    flat = [[part.reshape(products, -1, head_dim) for part in pair] for pair in parts]
+    scores = torch.cat([torch.bmm(query, keys.transpose(1, 2)).float() for keys, _ in flat], dim=-1)
+    scores = scores.view(batch, heads, -1)
+    if bias is not None:
+        scores += bias
+    if mask is not None:
+        scores.masked_fill_(~mask[:, None, :], torch.finfo(torch.float32).min)
+    weights = torch.softmax(scores, dim=-1).to(q.dtype).view(products, -1, scores.shape[-1])
+    shares = torch.split(weights, [values.shape[1] for _, values in flat], dim=-1)
+    out = torch.bmm(shares[0], flat[0][1])
+    for share, (_, values) in zip(shares[1:], flat[1:], strict=True):
+        out = torch.baddbmm(out, share, values)
+    return out.view(batch, heads, 1, head_dim)
 
 
 def causal_mask(tokens: int, key_padding_mask: Tensor | None = None, *, device: torch.device | str = "cpu") -> Tensor:

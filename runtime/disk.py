@@ -7,7 +7,8 @@ Any offset and length will do: the unaligned ends of a transfer take the buffere
 
 import errno
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,15 @@ import torch
 
 from costmodel import units
 from costmodel.errors import TierwiseError
+from costmodel.formulations.base import Resource
 from runtime.pending import OnThreads
 from runtime.tiers import ALIGNMENT
 
 DEFAULT_THREADS = 8
 DEFAULT_CHUNK_BYTES = 4 * 2**20
+
+Observer = Callable[[Resource, str, float, float, int], None]
+"""Told of every piece that was moved: the link, what it was for, start and stop (s), bytes."""
 
 _NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
@@ -167,44 +172,51 @@ class DiskFile:
 class DiskPool:
     """Threads that read and write files; ``threads`` pieces of ``chunk_bytes`` are in flight at a time.
 
-    Leaving the context after an error drops what has not begun, and waits for what has.
+    ``observer`` is told of every piece, by the thread that moved it. Leaving the context after an error
+    drops what has not begun, and waits for what has.
     """
 
-    def __init__(self, *, threads: int = DEFAULT_THREADS, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int = DEFAULT_THREADS,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        observer: Observer | None = None,
+    ) -> None:
         if threads < 1:
             raise ValueError(f"threads is {threads}: it must be at least 1")
         if chunk_bytes < ALIGNMENT or chunk_bytes % ALIGNMENT:
             raise ValueError(f"chunk_bytes is {chunk_bytes}: it must be a multiple of {ALIGNMENT}")
-        self.threads, self.chunk_bytes = threads, chunk_bytes
+        self.threads, self.chunk_bytes, self._observer = threads, chunk_bytes, observer
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tierwise-disk")
 
-    def read(self, file: DiskFile, offset: int, into: torch.Tensor, *, direct: bool = True) -> OnThreads:
+    def read(
+        self, file: DiskFile, offset: int, into: torch.Tensor, *, direct: bool = True, name: str = "read"
+    ) -> OnThreads:
         """Start filling a contiguous host tensor from ``offset`` on; ``direct=False``: through the page cache."""
-        buffer = _memory(into)
-        return OnThreads(
-            [
-                self._pool.submit(
-                    file.read, buffer[piece.start : piece.stop], offset + piece.start, direct=piece.direct
-                )
-                for piece in self._pieces(file, offset, into, direct)
-            ]
-        )
+        return self._start("disk_read", file, offset, into, direct, name)
 
-    def write(self, file: DiskFile, offset: int, out_of: torch.Tensor, *, direct: bool = True) -> OnThreads:
+    def write(
+        self, file: DiskFile, offset: int, out_of: torch.Tensor, *, direct: bool = True, name: str = "write"
+    ) -> OnThreads:
         """Start writing a contiguous host tensor at ``offset``; ``direct=False``: into the page cache."""
-        buffer = _memory(out_of)
-        return OnThreads(
-            [
-                self._pool.submit(
-                    file.write, buffer[piece.start : piece.stop], offset + piece.start, direct=piece.direct
-                )
-                for piece in self._pieces(file, offset, out_of, direct)
-            ]
+        return self._start("disk_write", file, offset, out_of, direct, name)
+
+    def _start(
+        self, link: Resource, file: DiskFile, offset: int, tensor: torch.Tensor, direct: bool, name: str
+    ) -> OnThreads:
+        buffer, move = _memory(tensor), file.read if link == "disk_read" else file.write
+        cut = pieces(
+            offset, tensor.nbytes, tensor.data_ptr(), chunk_bytes=self.chunk_bytes, direct=direct and file.direct
         )
 
-    def _pieces(self, file: DiskFile, offset: int, tensor: torch.Tensor, direct: bool) -> Iterator[Piece]:
-        direct = direct and file.direct
-        return pieces(offset, tensor.nbytes, tensor.data_ptr(), chunk_bytes=self.chunk_bytes, direct=direct)
+        def moved(piece: Piece) -> None:
+            began = time.perf_counter()
+            move(buffer[piece.start : piece.stop], offset + piece.start, direct=piece.direct)
+            if self._observer is not None:
+                self._observer(link, name, began, time.perf_counter(), piece.stop - piece.start)
+
+        return OnThreads([self._pool.submit(moved, piece) for piece in cut])
 
     def close(self, *, cancel: bool = False) -> None:
         """End the threads when what was started is done; ``cancel`` drops what has not begun."""

@@ -273,9 +273,7 @@ def attend_cache(
         keys, values = (_plain(part, tokens, q.dtype) for part in (cache.keys, cache.values))
     else:
         keys, values = cache.keys, cache.values
-        if mask is None and tokens < cache.room:
-            mask = torch.ones((q.shape[0], tokens), dtype=torch.bool, device=q.device)
-    return attention.decode(q, keys, values, scale=shape.attention_scale, mask=mask, bias=bias)
+    return attention.decode(q, keys, values, scale=shape.attention_scale, tokens=tokens, mask=mask, bias=bias)
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -4,18 +4,24 @@ On CUDA each direction has a stream of its own and nothing waits but streams. On
 is host memory the copies are made by threads that hold no interpreter lock, so that they overlap as well.
 """
 
+import contextlib
 import itertools
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 import numpy as np
 import torch
 
+from costmodel.formulations.base import Resource
+from runtime.disk import Observer
 from runtime.pending import Arrived, OnStream, OnThreads, Pending
 
 PART_BYTES = 4 * 2**20
 """A copy in host memory is shared between threads in parts of at least this size."""
+
+_Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 _SAME_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -24,11 +30,14 @@ class Copier:
     """Copies tensors between the two memory tiers of one device.
 
     ``threads`` is the number of threads that copy where both tiers are host memory; on CUDA the copy
-    engines do it. Use as a context manager, or call :meth:`close`.
+    engines do it. ``observer`` is told of every copy; on CUDA when :meth:`report` is called. Use as a
+    context manager, or call :meth:`close`.
     """
 
-    def __init__(self, device: torch.device, *, threads: int = 1) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, threads: int = 1, observer: Observer | None = None) -> None:
+        self.device, self._observer = device, observer
+        self._timed: list[tuple[Resource, str, torch.cuda.Event, torch.cuda.Event, int]] = []
+        self._zero: tuple[float, torch.cuda.Event] | None = None
         self._up = self._down = None
         self._threads = max(1, threads)
         self._pool: ThreadPoolExecutor | None = None
@@ -43,8 +52,19 @@ class Copier:
             return Arrived()
         return OnStream(recorded(torch.cuda.current_stream(self.device)))
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, *, after: Iterable[Pending] = ()) -> Pending:
+    def copy(
+        self,
+        target: torch.Tensor,
+        source: torch.Tensor,
+        *,
+        after: Iterable[Pending] = (),
+        link: Resource = "cpu_to_gpu",
+        name: str = "copy",
+    ) -> Pending:
         """Start copying ``source`` into ``target`` (same shape and dtype), once all of ``after`` are done.
+
+        ``link`` and ``name`` are what the observer is told; where both tiers are host memory only the
+        caller knows which way a copy goes.
 
         The caller must not touch either before it has waited. On CUDA a copy that starts from or ends in
         host memory that is not pinned blocks the caller.
@@ -55,29 +75,70 @@ class Copier:
             )
         stream = self._up if target.is_cuda else self._down
         if stream is None:
-            return self._on_threads(target, source, tuple(after))
+            return self._on_threads(target, source, tuple(after), link, name)
         for pending in after:
             if isinstance(pending, OnStream):
                 stream.wait_event(pending.event)
             else:
                 pending.synchronize()
+        timed = self._observer is not None
         with torch.cuda.stream(stream):
+            start = recorded(stream, timed=timed) if timed else None
             target.copy_(source, non_blocking=True)
-            event = recorded(stream)
+            event = recorded(stream, timed=timed)
+        if start is not None:
+            self._timed.append(("cpu_to_gpu" if target.is_cuda else "gpu_to_cpu", name, start, event, target.nbytes))
         return OnStream(event, target, source)
 
-    def _on_threads(self, target: torch.Tensor, source: torch.Tensor, after: tuple[Pending, ...]) -> Pending:
+    @contextlib.contextmanager
+    def computing(self, name: str) -> Iterator[None]:
+        """Tell the observer how long the first tier's processor works on what is launched inside."""
+        if self._up is None:
+            began = time.perf_counter()
+            yield
+            if self._observer is not None:
+                self._observer("gpu_compute", name, began, time.perf_counter(), 0)
+            return
+        stream = torch.cuda.current_stream(self.device)
+        start = recorded(stream, timed=True)
+        yield
+        self._timed.append(("gpu_compute", name, start, recorded(stream, timed=True), 0))
+
+    def report(self) -> None:
+        """Tell the observer of the copies that a CUDA device has made; call it now and then, after waiting."""
+        if self._observer is None or self._up is None:
+            return
+        if self._zero is None:  # events know no clock: tie one to ours
+            torch.cuda.synchronize(self.device)
+            self._zero = (time.perf_counter(), recorded(torch.cuda.current_stream(self.device), timed=True))
+            self._zero[1].synchronize()
+        base, zero = self._zero
+        done = [entry for entry in self._timed if entry[3].query()]  # type: ignore[no-untyped-call]
+        self._timed = [entry for entry in self._timed if entry not in done]
+        for link, name, start, stop, nbytes in done:
+            first, last = (base + zero.elapsed_time(event) / 1e3 for event in (start, stop))
+            self._observer(link, name, first, last, nbytes)
+
+    def _on_threads(
+        self, target: torch.Tensor, source: torch.Tensor, after: tuple[Pending, ...], link: Resource, name: str
+    ) -> Pending:
         assert self._pool is not None
         for pending in after:
             pending.synchronize()  # computation on the CPU is synchronous: only disk reads can be pending
         into, out_of = _as_array(target), _as_array(source)
         if not (into.flags.c_contiguous and out_of.flags.c_contiguous):
-            return OnThreads([self._pool.submit(np.copyto, into, out_of)])
+            return OnThreads([self._pool.submit(self._copied, into, out_of, link, name)])
         into, out_of = into.reshape(-1), out_of.reshape(-1)
         parts = max(1, min(self._threads, target.nbytes // PART_BYTES))
         edges = [len(into) * part // parts for part in range(parts + 1)]
         pieces = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
-        return OnThreads([self._pool.submit(np.copyto, into[piece], out_of[piece]) for piece in pieces])
+        return OnThreads([self._pool.submit(self._copied, into[piece], out_of[piece], link, name) for piece in pieces])
+
+    def _copied(self, into: _Array, out_of: _Array, link: Resource, name: str) -> None:
+        began = time.perf_counter()
+        np.copyto(into, out_of)
+        if self._observer is not None:
+            self._observer(link, name, began, time.perf_counter(), into.nbytes)
 
     def close(self) -> None:
         """Finish what was started and end the threads."""
@@ -98,14 +159,14 @@ def stream_of(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def recorded(stream: torch.cuda.Stream) -> torch.cuda.Event:
+def recorded(stream: torch.cuda.Stream, *, timed: bool = False) -> torch.cuda.Event:
     """An event after everything that the stream holds so far."""
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(enable_timing=timed)  # type: ignore[no-untyped-call]
     event.record(stream)
     return event
 
 
-def _as_array(tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+def _as_array(tensor: torch.Tensor) -> _Array:
     """The tensor's memory as a numpy array of values of the same width (numpy knows no bfloat16)."""
-    array: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = tensor.view(_SAME_WIDTH[tensor.dtype.itemsize]).numpy()
+    array: _Array = tensor.view(_SAME_WIDTH[tensor.dtype.itemsize]).numpy()
     return array

@@ -1,0 +1,145 @@
+"""How keys and values lie in flat memory: plain or in 4 bits, by row for attention or by token for the road.
+
+A *row* is one kv head of one prompt. Where a cache is attended to it lies as (2, rows, room, head dim),
+keys first. Where it is carried to be attended to elsewhere, the prompt's tokens lie as (2, rows, tokens,
+head dim) and each later token is a *record* (2, rows, head dim), so that whatever is stored or loaded is one
+piece, and no more than what is there.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime import quantization
+from runtime.layout import parameter_dtype, values_of
+from runtime.quantization import Quantized
+from runtime.tiers import ALIGNMENT, round_up
+
+Values = Tensor | Quantized
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheFormat:
+    """The type of a cache's values; ``compressed`` keeps them in 4 bits, in groups along the head dim."""
+
+    head_dim: int
+    dtype: torch.dtype
+    compressed: bool
+
+    @property
+    def group_size(self) -> int:
+        """Values that share a scale and a minimum."""
+        return quantization.cache_group_size(self.head_dim)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of one head's key or value."""
+        if not self.compressed:
+            return self.head_dim * self.dtype.itemsize
+        return self._packed + 4 * self._groups
+
+    @property
+    def _packed(self) -> int:
+        return quantization.bytes_per_row(self.head_dim, group_size=self.group_size)
+
+    @property
+    def _groups(self) -> int:
+        return -(-self.head_dim // self.group_size)
+
+    def values(self, memory: Tensor, *leading: int) -> Values:
+        """Values (\\*leading, head dim) over memory (…, bytes), of which the leading dimensions but one are kept.
+
+        ``memory`` is flat, or (records, stride) where the first of ``leading`` counts records.
+        """
+        counted = leading[1:] if memory.dim() == 2 else leading
+        vectors = values_of(counted)
+        if not self.compressed:
+            return _shaped(_typed(memory, 0, vectors * self.vector_bytes, self.dtype), *leading, self.head_dim)
+        dtype = parameter_dtype(self.dtype)
+        packed, groups = vectors * self._packed, vectors * self._groups * 2
+        return Quantized(
+            packed=_shaped(memory[..., :packed], *leading, self._packed),
+            scale=_shaped(_typed(memory, packed, groups, dtype), *leading, self._groups),
+            minimum=_shaped(_typed(memory, packed + groups, groups, dtype), *leading, self._groups),
+            shape=(*leading, self.head_dim),
+            group_size=self.group_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoadLayout:
+    """A carried cache of ``rows`` rows: the prompt's tokens, then room for ``new_tokens`` records; in pages."""
+
+    format: CacheFormat
+    rows: int
+    prompt_len: int
+    new_tokens: int
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Bytes of the prompt's keys and values."""
+        return round_up(2 * self.rows * self.prompt_len * self.format.vector_bytes)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes from one later token to the next."""
+        return round_up(2 * self.rows * self.format.vector_bytes, ALIGNMENT if self.rows else 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return self.prompt_bytes + self.new_tokens * self.record_bytes
+
+    def filled_bytes(self, new_tokens: int) -> int:
+        """Bytes of the prompt and the first ``new_tokens`` records: one piece."""
+        return self.prompt_bytes + new_tokens * self.record_bytes
+
+    def prompt(self, memory: Tensor) -> Values:
+        """(2, rows, prompt_len, head dim) over the first bytes of flat memory."""
+        return self.format.values(memory[: self.prompt_bytes], 2, self.rows, self.prompt_len)
+
+    def records(self, memory: Tensor, count: int) -> Values:
+        """(count, 2, rows, head dim): the later tokens."""
+        tail = memory[self.prompt_bytes : self.filled_bytes(count)].view(count, self.record_bytes)
+        return self.format.values(tail, count, 2, self.rows)
+
+    def record(self, memory: Tensor) -> Values:
+        """(2, rows, head dim) over the first bytes of the memory of one record."""
+        return self.format.values(memory, 2, self.rows)
+
+
+def keys_and_values(both: Values, *, dim: int = 0) -> tuple[Values, Values]:
+    """The two halves of values whose dimension ``dim`` holds keys, then values."""
+    return select(both, dim, 0), select(both, dim, 1)
+
+
+def select(values: Values, dim: int, index: int) -> Values:
+    """``values.select(dim, index)`` for plain and 4-bit values; ``dim`` counts from the front."""
+    if isinstance(values, Tensor):
+        return values.select(dim, index)
+    packed, scale, minimum = (part.select(dim, index) for part in (values.packed, values.scale, values.minimum))
+    shape = (*values.shape[:dim], *values.shape[dim + 1 :])
+    return Quantized(packed=packed, scale=scale, minimum=minimum, shape=shape, group_size=values.group_size)
+
+
+def write(source: Tensor, into: Values) -> None:
+    """Store plain values, rounding them where the room is 4-bit."""
+    if isinstance(into, Quantized):
+        quantization.quantize_into(source, into)
+    else:
+        into.copy_(source)
+
+
+def plain(values: Values, dtype: torch.dtype) -> Tensor:
+    """The values in a type that can be multiplied with: themselves, or a dequantised copy."""
+    return quantization.dequantize(values, dtype=dtype) if isinstance(values, Quantized) else values
+
+
+def _typed(memory: Tensor, start: int, nbytes: int, dtype: torch.dtype) -> Tensor:
+    return memory[..., start : start + nbytes].view(dtype)
+
+
+def _shaped(memory: Tensor, *shape: int) -> Tensor:
+    """Flat values, or records of flat values, in their shape; never a copy."""
+    return memory.view(shape)

@@ -1,0 +1,249 @@
+"""The executor: plays the block schedule of :mod:`costmodel.schedule` over placed weights, cache and hidden states.
+
+There is one loop. With overlap, the moves of a slot are begun before its computation and waited for where
+something needs them; without, each is waited for at once. Nothing else differs.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from costmodel.policy import Policy
+from costmodel.schedule import Place, Step, block_schedule
+from runtime import attention, layers
+from runtime.cache_format import CacheFormat
+from runtime.hidden_states import HiddenStates
+from runtime.kv_cache import CacheShape, KvCache
+from runtime.movers import Movers
+from runtime.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Prompts of one GPU batch, padded on the left: ``token_ids`` (prompts, tokens), ``mask`` True for real tokens.
+
+    ``mask`` None: all prompts are equally long.
+    """
+
+    token_ids: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTimes:
+    """Seconds of one block; ``steps`` counts the new tokens of each sequence, the first one included."""
+
+    prefill_s: float
+    decode_s: float
+    steps: int
+
+
+Choose = Callable[[int, Tensor, int], Tensor]
+"""(batch, logits (prompts, vocabulary), step from 0) → the next token of every prompt, (prompts,) on any device."""
+
+
+class BlockRun:
+    """One block of prompts, from their tokens to the last new one.
+
+    Allocates the block's cache and buffers when made; use as a context manager, or call :meth:`close`.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[Batch],
+        *,
+        gen_len: int,
+        weights: Weights,
+        policy: Policy,
+        movers: Movers,
+        directory: Path,
+    ) -> None:
+        self._batches, self._gen_len = list(batches), gen_len
+        self._weights, self._movers, self._policy = weights, movers, policy
+        self._architecture = weights.architecture
+        self._num_layers = weights.num_loads - 1
+        spec, dtype = self._architecture.spec, weights.image.layout.dtype
+        lengths = tuple(batch.token_ids.shape[1] for batch in batches)
+        sizes = tuple(batch.token_ids.shape[0] for batch in batches)
+        self.cache = KvCache(
+            CacheShape(
+                num_layers=spec.num_layers,
+                num_kv_heads=spec.num_kv_heads,
+                format=CacheFormat(head_dim=spec.head_dim, dtype=dtype, compressed=policy.compress_cache),
+                batch_sizes=sizes,
+                prompt_lens=lengths,
+                new_tokens=gen_len,
+            ),
+            policy.cache,
+            cpu_attention=policy.cpu_attention,
+            movers=movers,
+            directory=directory,
+        )
+        self.hidden = HiddenStates(
+            hidden_size=spec.hidden_size,
+            dtype=dtype,
+            batches=list(zip(sizes, lengths, strict=True)),
+            split=policy.activations,
+            movers=movers,
+            directory=directory,
+        )
+        self._embedding = weights.embedding()
+        self._table, self._positions = weights.table("table"), weights.table("positions")
+        self._first_position = [self._real_tokens(batch) for batch in batches]
+        self._row_masks: dict[int, Tensor] = {}
+
+    def run(self, choose: Choose, *, ended: Callable[[], bool] | None = None) -> BlockTimes:
+        """Generate until ``gen_len`` tokens, or until ``ended`` says after a step that no prompt needs more."""
+        began = time.perf_counter()
+        prefilled, steps = began, 0
+        for number, batch in enumerate(self._batches):
+            self._embed_prompt(number, batch)
+        schedule = block_schedule(
+            num_layers=self._num_layers + 1, num_gpu_batches=len(self._batches), gen_len=self._gen_len
+        )
+        last = len(self._batches) - 1
+        for slot in schedule:
+            # A slot stores what the batch before the last left and loads for the next: through the same buffer.
+            for step in sorted(slot, key=lambda step: not step.kind.startswith("store")):
+                if step.kind != "compute":
+                    self._move(step)
+            for step in slot:
+                if step.kind != "compute":
+                    continue
+                place = step.place
+                self._compute(place, choose)
+                if place.layer == self._num_layers and place.batch == last:
+                    steps = place.token + 1
+                    if place.token == 0:
+                        prefilled = self._now()
+                    if ended is not None and ended():
+                        return self._times(began, prefilled, steps)
+        return self._times(began, prefilled, steps)
+
+    def close(self) -> None:
+        """Wait for what is under way, which may still touch the block's buffers, and give the block's files back."""
+        for part in (self._weights, self.cache, self.hidden):
+            part.drain()
+        for file in (self.cache.file, self.hidden.file):
+            if file is not None:
+                self._movers.discard(file)
+
+    def __enter__(self) -> "BlockRun":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ----------------------------------------------------------------- steps
+
+    def _move(self, step: Step) -> None:
+        place = step.place
+        match step.kind:
+            case "load_weights":
+                self._weights.start(place.layer, self._weight_turn(place), part=step.part, parts=step.parts)
+            case "load_activations":
+                self.hidden.load(place.batch, self._turn(place))
+            case "store_activations":
+                self.hidden.store(place.batch)
+            case "load_cache" if place.layer < self._num_layers:
+                self.cache.load((place.layer, place.batch), self._turn(place), place.token - 1)
+            case "store_cache" if place.layer < self._num_layers:
+                self.cache.store((place.layer, place.batch), self._turn(place), place.token)
+
+    def _compute(self, place: Place, choose: Choose) -> None:
+        turn, weight_turn = self._turn(place), self._weight_turn(place)
+        self._weights.finish(weight_turn)
+        self.hidden.finish(turn)
+        if place.layer == self._num_layers:
+            with self._movers.computing(f"head {place.batch}"):
+                self._head(place, choose)
+            self._movers.report()
+            return
+        self.cache.finish(turn)
+        with self._movers.computing(f"layer {place.layer}.{place.batch}"):
+            self._layer(place, turn)
+
+    def _layer(self, place: Place, turn: int) -> None:
+        weights = self._weights.layer(place.layer, self._weight_turn(place))
+        shape = self._architecture.layer_shape
+        hidden = self.hidden.take(place.batch, turn)
+        q, k, v = layers.project_qkv(hidden, weights, shape)
+        where = (place.layer, place.batch)
+        if place.token == 0:
+            self.cache.write_prompt(where, turn, k, v)
+            padding = self._batches[place.batch].mask
+            attended = attention.prefill(q, k, v, scale=shape.attention_scale, key_padding_mask=padding)
+            if place.layer == self._num_layers - 1:  # of the prompt, only the last token goes on to the head
+                attended, hidden = attended[:, :, -1:], hidden[:, -1:]
+        else:
+            mask = self._row_mask(place)
+            scale = shape.attention_scale
+            attended = self.cache.attend(where, turn, q, k, v, scale=scale, new_tokens=place.token, mask=mask)
+        del q, k, v
+        self.hidden.put(place.batch, layers.finish_layer(hidden, attended, weights, shape))
+
+    def _head(self, place: Place, choose: Choose) -> None:
+        turn = self._weight_turn(place)
+        hidden = self.hidden.take(place.batch, self._turn(place))
+        logits = layers.lm_head(hidden, self._weights.head(turn))
+        tokens = choose(place.batch, logits, place.token)
+        if place.token + 1 < self._gen_len:
+            positions = (self._first_position[place.batch] + place.token).unsqueeze(1)
+            streamed = self._weights.streamed_table(turn)
+            self.hidden.put(place.batch, self._embed(tokens.to(positions.device).unsqueeze(1), positions, streamed))
+
+    # ------------------------------------------------------------- embedding
+
+    def _embed_prompt(self, number: int, batch: Batch) -> None:
+        ids = batch.token_ids.to(self._movers.device)
+        mask = torch.ones_like(ids) if batch.mask is None else batch.mask.to(ids.device)
+        with self._movers.computing(f"embed {number}"):
+            self.hidden.put(number, self._embed(ids, layers.positions(mask), None))
+        self.hidden.store(number)
+
+    def _embed(self, ids: Tensor, positions: Tensor, streamed: Tensor | None) -> Tensor:
+        """Hidden states (prompts, tokens, hidden) of tokens at positions, both (prompts, tokens)."""
+        assert self._table is not None
+        rows = self._table.gather(ids, streamed=streamed)
+        position_rows = None
+        if self._positions is not None:
+            position_rows = self._positions.gather((positions + self._architecture.position_offset).clamp_(min=0))
+        return layers.embed(rows, self._embedding, position_rows=position_rows)
+
+    def _real_tokens(self, batch: Batch) -> Tensor:
+        """Real tokens of each prompt, which is the position of its first new token."""
+        prompts, tokens = batch.token_ids.shape
+        if batch.mask is None:
+            return torch.full((prompts,), tokens, device=self._movers.device)
+        return batch.mask.sum(1).to(self._movers.device)
+
+    def _row_mask(self, place: Place) -> Tensor | None:
+        """(rows, tokens so far) of a decode step, for the rows of the cache; made once for all layers."""
+        mask = self._batches[place.batch].mask
+        if mask is None:
+            return None
+        if place.layer == 0:
+            new = torch.ones((mask.shape[0], place.token), dtype=torch.bool, device=mask.device)
+            rows = torch.cat((mask, new), 1).repeat_interleave(self._architecture.spec.num_kv_heads, 0)
+            self._row_masks[place.batch] = rows.to(self._movers.device)
+        return self._row_masks[place.batch]
+
+    # ----------------------------------------------------------------- turns
+
+    def _turn(self, place: Place) -> int:
+        """The number of a computation in the order of the schedule."""
+        return self._weight_turn(place) * len(self._batches) + place.batch
+
+    def _weight_turn(self, place: Place) -> int:
+        return place.token * (self._num_layers + 1) + place.layer
+
+    def _now(self) -> float:
+        self._movers.mark().synchronize()
+        return time.perf_counter()
+
+    def _times(self, began: float, prefilled: float, steps: int) -> BlockTimes:
+        return BlockTimes(prefill_s=prefilled - began, decode_s=self._now() - prefilled, steps=steps)

@@ -1,0 +1,176 @@
+"""Movers: everything that carries bytes between the three tiers of one run, with one clock over all of it.
+
+On a machine whose first tier is host memory the disk reads and writes it directly. On CUDA bytes pass
+through pinned host memory (a *relay*), and a thread waits for one half of the way to start the other.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from runtime.disk import DEFAULT_CHUNK_BYTES, DEFAULT_THREADS, DiskError, DiskFile, DiskPool
+from runtime.pending import Arrived, Pending
+from runtime.timeline import Timeline
+from runtime.transfer import Copier
+
+RELAY_THREADS = 2
+"""Threads that join the halves of a way through host memory: one waits for the disk, one for the device."""
+
+
+class Relayed(Pending):
+    """Work whose second half is started by a thread when the first has ended."""
+
+    def __init__(self, second: Future[Pending]) -> None:
+        self._second = second
+
+    def done(self) -> bool:
+        return self._second.done() and (self._second.exception() is not None or self._second.result().done())
+
+    def wait(self) -> None:
+        self._second.result().wait()
+
+    def synchronize(self) -> None:
+        self._second.result().synchronize()
+
+
+class Movers:
+    """Threads and streams of one run; ``overlap=False`` returns from every call only when it is done."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        timeline: Timeline,
+        overlap: bool = True,
+        disk_threads: int = DEFAULT_THREADS,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        copy_threads: int = 1,
+    ) -> None:
+        self.device, self.overlap, self.timeline = device, overlap, timeline
+        self.disk = DiskPool(threads=disk_threads, chunk_bytes=chunk_bytes, observer=timeline.add)
+        self.copier = Copier(device, threads=copy_threads, observer=timeline.add)
+        self._joins = ThreadPoolExecutor(RELAY_THREADS, thread_name_prefix="tierwise-relay")
+        self._files: list[DiskFile] = []
+
+    def open(self, path: str | os.PathLike[str], *, writable: bool = False) -> DiskFile:
+        """Open a file that is closed with this object."""
+        file = DiskFile(path, writable=writable)
+        self._files.append(file)
+        return file
+
+    def nameless_file(self, directory: Path, nbytes: int) -> DiskFile:
+        """A file of the offload directory whose name is gone at once: however the process ends, nothing stays.
+
+        No two processes can meet in it either. A full disk is a :class:`~runtime.disk.DiskError`, before
+        anything runs.
+        """
+        try:
+            handle, name = tempfile.mkstemp(prefix=".tierwise-", dir=directory)
+        except OSError as error:
+            raise DiskError(f"{directory}: no file can be made there: {error.strerror}") from None
+        os.close(handle)
+        try:
+            file = self.open(name, writable=True)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        file.allocate(nbytes)
+        return file
+
+    def discard(self, file: DiskFile) -> None:
+        """Close a file before the others, which gives a nameless one's space back."""
+        self._files.remove(file)
+        file.close()
+
+    def up(self, target: Tensor, source: Tensor, *, name: str, after: Iterable[Pending] = ()) -> Pending:
+        """Copy host memory to the first tier."""
+        return self._ended(self.copier.copy(target, source, after=(*after, self.mark()), link="cpu_to_gpu", name=name))
+
+    def down(self, target: Tensor, source: Tensor, *, name: str) -> Pending:
+        """Copy what the first tier holds when everything launched so far is done to host memory."""
+        return self._ended(self.copier.copy(target, source, after=(self.mark(),), link="gpu_to_cpu", name=name))
+
+    def load(
+        self,
+        file: DiskFile,
+        offset: int,
+        target: Tensor,
+        *,
+        name: str,
+        relay: Tensor | None = None,
+        after: Iterable[Pending] = (),
+    ) -> Pending:
+        """Read a file into the target; one on a CUDA device is reached through ``relay``, of the same size.
+
+        ``after`` must be done before the disk is read (a write of the same bytes, the relay's last use).
+        """
+        first = [pending for pending in after if not pending.done()]
+        if target.device.type == "cpu":
+            for pending in first:
+                pending.synchronize()
+            return self._ended(self.disk.read(file, offset, target, name=name))
+        assert relay is not None
+        free = self.mark()
+
+        def carry() -> Pending:
+            for pending in first:
+                pending.synchronize()
+            self.disk.read(file, offset, relay, name=name).synchronize()
+            return self.copier.copy(target, relay, after=(free,), link="cpu_to_gpu", name=name)
+
+        return self._ended(Relayed(self._joins.submit(carry)))
+
+    def store(self, file: DiskFile, offset: int, source: Tensor, *, name: str, relay: Tensor | None = None) -> Pending:
+        """Write to a file; a source on a CUDA device passes through ``relay``, which must be free."""
+        if source.device.type == "cpu":
+            return self._ended(self.disk.write(file, offset, source, name=name))
+        assert relay is not None
+        here = self.copier.copy(relay, source, after=(self.mark(),), link="gpu_to_cpu", name=name)
+
+        def carry() -> Pending:
+            here.synchronize()
+            return self.disk.write(file, offset, relay, name=name)
+
+        return self._ended(Relayed(self._joins.submit(carry)))
+
+    def computing(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Measures what is computed inside."""
+        return self.copier.computing(name)
+
+    def report(self) -> None:
+        """Bring the timeline up to date with what a CUDA device has done."""
+        self.copier.report()
+
+    def mark(self) -> Pending:
+        """Everything computed so far."""
+        return self.copier.mark()
+
+    def _ended(self, pending: Pending) -> Pending:
+        if self.overlap:
+            return pending
+        pending.synchronize()
+        return Arrived()
+
+    def close(self) -> None:
+        """Finish what was started, end the threads, close the files."""
+        self._joins.shutdown(wait=True)
+        self.copier.close()
+        self.disk.close(cancel=True)
+        for file in self._files:
+            with contextlib.suppress(OSError):
+                file.close()
+        self._files.clear()
+
+    def __enter__(self) -> "Movers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
