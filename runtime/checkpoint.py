@@ -142,13 +142,13 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
     :class:`~costmodel.errors.InputError` where there is none.
     """
     text = os.fspath(model)
-    folder = Path(text).expanduser()
     try:
-        if folder.is_dir():
-            return Checkpoint(folder, name=folder.resolve().name or "model")
-        exists = folder.exists()
-    except (OSError, ValueError):  # not a path at all
-        exists = False
+        folder = Path(text).expanduser()
+        is_folder, exists = text != "" and folder.is_dir(), text != "" and folder.exists()
+    except (OSError, ValueError, RuntimeError):  # no path at all, or of a user who does not exist
+        is_folder = exists = False
+    if is_folder:
+        return Checkpoint(folder, name=folder.resolve().name or "model")
     if exists:
         raise InputError(f"{text}: is a file: give the folder that holds config.json and the weights")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text):
