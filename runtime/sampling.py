@@ -49,6 +49,8 @@ class SamplingParams:
         if self.seed is not None:
             _whole("seed", self.seed, least=-_MOST_SEED, most=_MOST_SEED - 1)
         _strings("stop", self.stop)
+        if not isinstance(self.ignore_eos, bool):
+            raise InputError(f"ignore_eos is {self.ignore_eos!r}: true or false is expected")
 
     @property
     def greedy(self) -> bool:

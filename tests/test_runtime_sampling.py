@@ -51,6 +51,7 @@ def by_transformers(scores: torch.Tensor, params: SamplingParams) -> torch.Tenso
         ("seed", 2**63, "seed is 9223372036854775808: it must be at most"),
         ("stop", ["a"], "a tuple of strings"),
         ("stop", ("a", ""), "empty string"),
+        ("ignore_eos", "yes", "true or false"),
     ],
 )
 def test_wrong_parameters_are_told_by_name_value_and_limit(field: str, value: object, told: str) -> None:
