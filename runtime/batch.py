@@ -1,12 +1,12 @@
 """Answer a file of requests in the OpenAI batch format; a job that was killed is resumed."""
 
 import argparse
+import dataclasses
 import json
 import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from runtime.interruption import terminated_as_interrupt
 from runtime.job_source import Source
 
 if TYPE_CHECKING:
-    from runtime.engine import Engine
+    from runtime.engine import Load
     from runtime.job_log import JobLog
     from runtime.jobs import Progress
 
@@ -43,14 +43,12 @@ exit codes: 0 done (there may be error records), 2 bad input, 3 nothing fits, 5 
 130 interrupted
 """
 
-Load = Callable[..., "AbstractContextManager[Engine]"]
-
 
 def main(
     argv: Sequence[str] | None = None,
     *,
     prog: str = "tierwise batch",
-    load: Load = engine_flags.load_engine,
+    load: "Load" = engine_flags.load_engine,
 ) -> int:
     """Run the command; its exit code. ``load`` makes the engine from the flags."""
     return outcome.ended(lambda: _run(_parser(prog).read(argv), load))
@@ -79,7 +77,7 @@ def _parser(prog: str) -> parsing.Parser:
     return parser
 
 
-def _run(args: argparse.Namespace, load: Load) -> int:
+def _run(args: argparse.Namespace, load: "Load") -> int:
     manifest = args.output.with_name(f"{args.output.name}.manifest.json")
     parsing.check_distinct(
         {"--output": args.output, "the manifest": manifest, "--json": args.json, "--trace": args.trace},
@@ -103,7 +101,7 @@ def _run(args: argparse.Namespace, load: Load) -> int:
     return 0
 
 
-def _answer(args: argparse.Namespace, source: Source, log: "JobLog", load: Load) -> "Progress":
+def _answer(args: argparse.Namespace, source: Source, log: "JobLog", load: "Load") -> "Progress":
     """Check or write the manifest, then run the job."""
     from runtime.jobs import run_batch
 
@@ -117,19 +115,19 @@ def _answer(args: argparse.Namespace, source: Source, log: "JobLog", load: Load)
         # A search on new measurements may find another one, and numbers that differ in their last bit.
         policy = records.from_dict(Policy, before["engine"]["policy"], where=f"{args.output}.manifest.json: policy")
     defaults = engine_flags.sampling(args)
-    with load(args, policy=policy, workload=source.workload) as engine:
-        log.begin(
-            {
-                "engine": engine.describe(),
-                "input": source.identity(),
-                "sampling": {name: getattr(defaults, name) for name in defaults.__dataclass_fields__},
-                "origin": {
-                    "version": costmodel.__version__,
-                    "input": str(source.path),
-                    "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                },
-            }
-        )
+    job = {"input": source.identity(), "sampling": dataclasses.asdict(defaults)}
+    log.check(job)
+    with load(args, policy=policy) as engine:
+        if policy is None and args.policy == engine_flags.AUTO:
+            engine_flags.prepare(engine, source.workload)  # chooses the policy, which the manifest records
+        origin = {
+            "version": costmodel.__version__,
+            "input": str(source.path),
+            "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        log.begin({"engine": engine.describe(), **job, "origin": origin})
+        if policy is not None or args.policy != engine_flags.AUTO:
+            engine_flags.prepare(engine, source.workload)
         with progress_bar.bar("answering") as show:
             report = None if show is None else _reporter(show)
             return run_batch(engine, source, log, defaults=defaults, report=report)

@@ -1,13 +1,22 @@
 """What generate, chat and batch need of an engine; :class:`runtime.llm.LLM` is the real one."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
+from costmodel.measurement import Measurement
 from costmodel.policy import Policy
+from costmodel.workload import Workload
 from runtime.sampling import SamplingParams
 from runtime.sequences import Completion
 
+if TYPE_CHECKING:
+    from runtime.llm import Plan
+
 Prompt = str | Sequence[int]
+
+Load = Callable[..., AbstractContextManager["Engine"]]
+"""Makes an engine from a command's flags: :func:`runtime.engine_flags.load_engine`, or a test's own."""
 
 
 class Engine(Protocol):
@@ -31,8 +40,17 @@ class Engine(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
+    @property
+    def measurement(self) -> Measurement | None:
+        """What the last call of :meth:`generate` took."""
+        ...
+
+    def prepare(self, workload: Workload) -> "Plan | None":
+        """Choose the policy for such prompts, unless it was given, and load the weights; once."""
+        ...
+
     def describe(self) -> dict[str, Any]:
-        """What a manifest records: whatever decides the answers, JSON-ready, and nothing else."""
+        """What a manifest records: whatever decides the answers, JSON-ready; there must be a policy."""
         ...
 
     def generate(

@@ -4,18 +4,22 @@ Reading flags imports no torch, so that help and complaints come at once.
 """
 
 import argparse
+import dataclasses
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel.commands import parsing
 from costmodel.errors import InputError
 from costmodel.policy import Policy
+from costmodel.workload import Workload
+from runtime import progress_bar, run_report
 
 if TYPE_CHECKING:
-    from costmodel.workload import Workload
     from runtime.engine import Engine
+    from runtime.llm import Plan
     from runtime.sampling import SamplingParams
 
 AUTO = "auto"
@@ -41,7 +45,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--hardware",
         metavar="FILE",
-        help="what tierwise profile measured, for --policy auto (default: a quick profile of this machine)",
+        help="what tierwise profile measured of this machine (default: a quick profile, kept for the next time)",
     )
     group.add_argument(
         "--gpu-memory",
@@ -118,11 +122,9 @@ def add_sampling(
 
 
 def check_engine(args: argparse.Namespace) -> None:
-    """Raise :class:`InputError` for a flag that cannot take effect and for files that are wrong, before the wait."""
+    """Raise :class:`InputError` for files that are wrong, before anything takes time."""
     if args.policy != AUTO:
         Policy.from_file(args.policy)
-        if args.hardware is not None:
-            raise InputError("--hardware is used by the search for a policy: leave it out, or give --policy auto")
     if args.hardware is not None and not Path(args.hardware).is_file():
         raise InputError(f"--hardware is {args.hardware}: there is no such file (tierwise profile --out makes one)")
     if args.offload_dir is not None and not Path(args.offload_dir).is_dir():
@@ -156,26 +158,43 @@ def sampling(args: argparse.Namespace) -> "SamplingParams":
         raise InputError(f"--{name.replace('_', '-')} {rest}") from None
 
 
-def load_engine(
-    args: argparse.Namespace, *, policy: Policy | None = None, workload: "Workload | None" = None
-) -> "AbstractContextManager[Engine]":
+@contextmanager
+def load_engine(args: argparse.Namespace, *, policy: Policy | None = None) -> "Iterator[Engine]":
     """The engine that the flags describe; ``policy`` stands in for ``--policy auto`` where it is known already."""
     require_torch()
     from runtime.llm import LLM
 
-    chosen = policy if policy is not None else AUTO if args.policy == AUTO else Policy.from_file(args.policy)
-    return LLM(
-        args.model,
-        policy=chosen,
-        hardware=args.hardware,
-        gpu_memory=args.gpu_memory,
-        cpu_memory=args.cpu_memory,
-        offload_dir=args.offload_dir,
-        device=args.device,
-        dtype=args.dtype,
-        workload=workload,
-        trace=args.trace,
-    )
+    conversions = progress_bar.Conversions()
+    try:
+        with LLM(
+            args.model,
+            policy=args.policy if policy is None else policy,
+            hardware=args.hardware,
+            gpu_memory=args.gpu_memory,
+            cpu_memory=args.cpu_memory,
+            offload_dir=args.offload_dir,
+            device=args.device,
+            dtype=args.dtype,
+            trace=args.trace,
+            say=say,
+            progress=conversions,
+        ) as engine:
+            yield engine
+    finally:
+        conversions.close()
+
+
+def prepare(engine: "Engine", workload: Workload) -> "Plan | None":
+    """Choose and load, and say what was chosen; a plan for more tokens than the model has positions is cut."""
+    most = engine.max_positions
+    if most is not None:
+        gen_len = min(workload.gen_len, max(1, most - 1))
+        prompt_len = min(workload.prompt_len, max(1, most - gen_len))
+        workload = dataclasses.replace(workload, prompt_len=prompt_len, gen_len=gen_len)
+    plan = engine.prepare(workload)
+    for line in [] if plan is None else run_report.plan_lines(plan):
+        say(line)
+    return plan
 
 
 def require_torch() -> None:

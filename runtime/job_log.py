@@ -71,10 +71,17 @@ class JobLog:
             records.write_json({"schema": SCHEMA, **manifest}, manifest_path(self.path))
             _flush_folder(self.path.parent)
             return
-        now = json.loads(json.dumps(manifest))
-        for data in (before, now):
-            data.pop(ORIGIN, None)
-        for name, was, is_now in differences(before, now):
+        if set(before) != {*manifest}:
+            raise InputError(f"{manifest_path(self.path)} is damaged: --resume cannot tell what it was made with")
+        self.check(manifest)
+
+    def check(self, manifest: Mapping[str, Any]) -> None:
+        """Raise :class:`InputError` where a resumed job was made with something else; parts of a manifest will do."""
+        before = self.manifest()
+        if before is None:
+            return
+        now = {name: value for name, value in json.loads(json.dumps(manifest)).items() if name != ORIGIN}
+        for name, was, is_now in differences({name: before.get(name) for name in now}, now):
             raise InputError(
                 f"{self.path} cannot be resumed: {name} was {was} and is {is_now} now (give the same again, "
                 "or write to another file)"

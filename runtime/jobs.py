@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from costmodel.errors import TierwiseError
+from costmodel.errors import InfeasibleError, TierwiseError
 from runtime.engine import Engine
 from runtime.job_log import JobLog
 from runtime.job_source import Source
@@ -132,9 +132,23 @@ class _Job:
             self._tell()
 
     def _generate(self, chunk: Sequence[Request]) -> None:
+        """Answer a chunk; where it does not fit, its parts, so that one request too many is alone in failing."""
         if not chunk:
             return
+        try:
+            self._generate_together(chunk)
+        except InfeasibleError as error:
+            if len(chunk) == 1:
+                (one,) = chunk
+                self._refuse([Refusal(line=one.line, custom_id=one.custom_id, code="does_not_fit", message=str(error))])
+                return
+            by_length = sorted(chunk, key=lambda request: len(request.prompt) + request.params.max_new_tokens)
+            self._generate(by_length[: len(chunk) // 2])
+            self._generate(by_length[len(chunk) // 2 :])
+
+    def _generate_together(self, chunk: Sequence[Request]) -> None:
         left = set(range(len(chunk)))
+        tokens_before = self._new_tokens
 
         def keep(indices: Sequence[int], completions: Sequence[Completion]) -> None:
             left.difference_update(indices)
@@ -147,7 +161,6 @@ class _Job:
             self._running_tokens = max(0, tokens - (self._new_tokens - tokens_before))
             self._tell()
 
-        tokens_before = self._new_tokens
         completions = self._engine.generate(
             [request.prompt for request in chunk],
             [request.params for request in chunk],

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from costmodel.policy import Policy, Split
+from costmodel.workload import Workload
 from runtime.sampling import Sampler, SamplingParams
 from runtime.sequences import Completion, Sequences
 
@@ -62,7 +63,12 @@ class FakeEngine:
         self.step_s = step_s
         self.calls: list[list[tuple[int, ...]]] = []
         self.params: list[SamplingParams] = []
+        self.workloads: list[Workload] = []
+        self.measurement = None
         self.closed = False
+
+    def prepare(self, workload: Workload) -> None:
+        self.workloads.append(workload)
 
     def describe(self) -> dict[str, Any]:
         return {"model": self.name, "policy": self.policy.to_dict()}

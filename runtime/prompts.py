@@ -1,0 +1,98 @@
+"""Prompts from flags and files, and the check that a model can take them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from costmodel.errors import InputError
+
+Prompt = str | tuple[int, ...]
+
+_FIELDS = ("prompt", "text")
+
+
+def read_file(path: str) -> list[Prompt]:
+    """The prompts of a text file, one a line, or of JSON lines (``.jsonl``).
+
+    A JSON line is a text, a list of token numbers, or an object with one of them in ``prompt`` (or ``text``).
+    Empty lines are left out.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: cannot be read: it is not UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    numbered = [(number, line.strip("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise InputError(f"{path} holds no prompts: one a line is expected")
+    if Path(path).suffix.lower() not in (".jsonl", ".ndjson"):
+        return [line for _, line in numbered]
+    return [_of_json(line, where=f"{path}, line {number}") for number, line in numbered]
+
+
+def _of_json(line: str, *, where: str) -> Prompt:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON: {error}") from None
+    if isinstance(data, dict):
+        data = next((data[name] for name in _FIELDS if name in data), None)
+    prompt = as_prompt(data)
+    if prompt is None:
+        raise InputError(f'{where}: a text or {{"prompt": text}} is expected')
+    return prompt
+
+
+def as_prompt(data: Any) -> Prompt | None:
+    """A text or a list of token numbers; ``None`` for anything else."""
+    if isinstance(data, str):
+        return data
+    if isinstance(data, list) and data and all(type(token) is int for token in data):
+        return tuple(data)
+    return None
+
+
+def read_ids(text: str) -> tuple[int, ...]:
+    """``"1,2,3"`` as token numbers."""
+    try:
+        tokens = tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        tokens = ()
+    if not tokens or min(tokens) < 0:
+        raise InputError(f"--prompt-ids is {text[:40]!r}: token numbers are expected, such as 1,2,3")
+    return tokens
+
+
+def tokenized(
+    prompts: Sequence[Prompt], *, tokenizer: Any | None, vocab_size: int, max_positions: int | None, max_new_tokens: int
+) -> list[tuple[int, ...]]:
+    """The token numbers of every prompt; one that the model cannot take is an :class:`InputError`."""
+    return [
+        _checked(number, _tokens(prompt, tokenizer), vocab_size, max_positions, max_new_tokens)
+        for number, prompt in enumerate(prompts, start=1)
+    ]
+
+
+def _tokens(prompt: Prompt, tokenizer: Any | None) -> tuple[int, ...]:
+    if not isinstance(prompt, str):
+        return prompt
+    if tokenizer is None:
+        raise InputError("the model has no tokenizer to read a text with: give token numbers, --prompt-ids 1,2,3")
+    return tuple(tokenizer(prompt, verbose=False)["input_ids"])
+
+
+def _checked(
+    number: int, tokens: tuple[int, ...], vocab_size: int, max_positions: int | None, max_new_tokens: int
+) -> tuple[int, ...]:
+    if not tokens:
+        raise InputError(f"prompt {number} has no tokens: at least one is expected")
+    if max(tokens) >= vocab_size:
+        raise InputError(f"prompt {number} holds token {max(tokens)}: the model's last one is {vocab_size - 1}")
+    if max_positions is not None and len(tokens) + max_new_tokens > max_positions:
+        raise InputError(
+            f"prompt {number} has {len(tokens)} tokens and --max-new-tokens is {max_new_tokens}, together "
+            f"{len(tokens) + max_new_tokens}: the model has {max_positions} positions"
+        )
+    return tokens

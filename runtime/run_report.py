@@ -1,0 +1,41 @@
+"""What a command says of a run: the policy and its predicted pace before, predicted against measured after."""
+
+from typing import TYPE_CHECKING
+
+from costmodel import units, words
+from costmodel.policy import TIERS, Policy, Split
+
+if TYPE_CHECKING:
+    from costmodel.measurement import Measurement
+    from runtime.llm import Plan
+
+
+def policy_lines(policy: Policy) -> list[str]:
+    """Two lines: the shape and the switches, and where everything lives."""
+    kinds = ("weights", "cache", "activations")
+    placed = ", ".join(f"{words.KINDS[kind]} {_shares(getattr(policy, kind))}" for kind in kinds)
+    return [f"policy: {words.batches(policy)}; {', '.join(words.switches(policy))}", f"  {placed}"]
+
+
+def plan_lines(plan: "Plan") -> list[str]:
+    """The policy, and what the cost model expects of it."""
+    cost = plan.predicted
+    block = f"{units.format_seconds(cost.latency_s)} a block"
+    return [*policy_lines(plan.policy), f"predicted: {rate(cost.throughput_tok_per_s)}, {block}"]
+
+
+def measured_line(run: "Measurement") -> str:
+    """Predicted against measured."""
+    predicted, measured = run.predicted.throughput_tok_per_s, run.measured.throughput_tok_per_s
+    return f"measured: {rate(measured)}; predicted: {rate(predicted)} ({run.throughput_error:+.0%})"
+
+
+def rate(tokens_per_s: float) -> str:
+    """``"12.3 token/s"``."""
+    return f"{words.number(float(f'{tokens_per_s:.3g}'))} token/s"
+
+
+def _shares(split: Split) -> str:
+    """``"20 % GPU, 80 % CPU"``."""
+    held = [(tier, getattr(split, tier)) for tier in TIERS]
+    return " + ".join(f"{words.percent(share)} {words.tier_name(tier)}" for tier, share in held if share > 0)
