@@ -4,8 +4,10 @@ Tensors come as they are stored. Every defect of a file is one :class:`Checkpoin
 the tensor, what was expected and what to do about it.
 """
 
+import contextlib
 import json
 import logging
+import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -42,6 +44,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 LARGEST_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+
+RENEW_BYTES = 64 * 2**20
+"""Read through a mapping before it is renewed; mapping a file of gigabytes takes milliseconds."""
 
 _AGAIN = "download or copy the file again"
 _LFS = b"version https://git-lfs"
@@ -143,11 +148,16 @@ class SafetensorsFile(WeightFile):
 
 
 class BinFile(WeightFile):
-    """A pickle that may hold nothing but tensors, mapped into memory (one of before torch 1.6: read whole)."""
+    """A pickle that may hold nothing but tensors, mapped into memory (one of before torch 1.6: read whole).
+
+    The pages of a mapping that were read count as this process's memory: every :data:`RENEW_BYTES` the
+    file is mapped anew, and its pages are dropped.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tensors = _unpickled(path)
+        self._tensors, self._is_mapped = _unpickled(path)
+        self._read_bytes = 0
 
     @property
     def keys(self) -> frozenset[str]:
@@ -160,13 +170,28 @@ class BinFile(WeightFile):
         return self._tensors[key].dtype
 
     def read(self, key: str) -> Tensor:
-        return self._tensors[key]
+        return self._counted(self._tensors[key])
 
     def read_rows(self, key: str, start: int, stop: int) -> Tensor:
-        return self._tensors[key][start:stop]
+        return self._counted(self._tensors[key][start:stop])
+
+    def _counted(self, tensor: Tensor) -> Tensor:
+        """The tensor, in memory of its own if it was only mapped."""
+        if not self._is_mapped:
+            return tensor
+        tensor = tensor.clone()
+        self._read_bytes += tensor.nbytes
+        if self._read_bytes >= RENEW_BYTES:
+            self.close()
+            self._tensors, _ = _unpickled(self.path)
+            self._read_bytes = 0
+        return tensor
 
     def close(self) -> None:
         self._tensors = {}
+        if self._is_mapped and hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError), self.path.open("rb") as file:  # it may be gone by now
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _safetensors_header(path: Path) -> dict[str, Stored]:
@@ -218,15 +243,17 @@ def _check_stored(path: Path, key: str, entry: Stored, file_bytes: int) -> None:
             )
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
+def _unpickled(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a pickle, and whether they are mapped from the file rather than in memory."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_LFS))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     _refuse_pointer(path, start)
+    is_zip = start.startswith(_ZIP)  # the form since torch 1.6
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(_ZIP))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) and "GLOBAL" in str(error).upper():
             logger.debug("%s: %s", path, error)
@@ -242,7 +269,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}: tensors by name are expected")
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}, is_zip
 
 
 def _refuse_pointer(path: Path, start: bytes) -> None:

@@ -1,5 +1,8 @@
 """Images hold transformers' parameters, appear whole or not at all, and are made once for each content."""
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from runtime import checkpoint as checkpoint_module
 from runtime import conversion
 from runtime.image import Image, open_image, read_unit
 from runtime.quantization import Quantized4bitLinear, dequantize_linear, pack_linear, quantize, quantize_linear
-from tests.checkpoints import AS_350M, Form, random_model, save
+from tests.checkpoints import AS_350M, SHAPE, Form, random_model, save
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -134,3 +137,41 @@ def test_gaps_are_zero(tmp_path: Path, folder: Path, compressed: bool) -> None:
             start = image.layout.offsets[name] + field.offset
             content[start : start + field.nbytes] = bytes(field.nbytes)
     assert not any(content)
+
+
+MEASURE = """
+    import sys, torch
+    from pathlib import Path
+    from runtime import checkpoint, content, conversion, weight_files
+    from runtime.image import open_image
+
+    small, large, directory = sys.argv[1:]
+    checkpoint.CHUNK_BYTES = content.CHUNK_BYTES = conversion.CHUNK_BYTES = 2**20
+    weight_files.RENEW_BYTES = 4 * 2**20
+
+    def peak_bytes(model):
+        open_image(model, directory=Path(directory), dtype=torch.bfloat16, compressed=True)
+        (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(peak.split()[1])
+
+    before = peak_bytes(small)
+    print(peak_bytes(large) - before)
+"""
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_memory_does_not_grow_with_the_model(tmp_path: Path, folder: Path, form: Form) -> None:
+    """A checkpoint of 84 MB is converted in the memory of its parts, which are 1 MiB here."""
+    shape = {"hidden_size": 512, "ffn_dim": 2048, "word_embed_proj_dim": 512, "vocab_size": 20000}
+    config = AutoConfig.for_model("opt", **(SHAPE | shape | {"num_hidden_layers": 3}))
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    large = empty.to_empty(device="cpu")
+    for parameter in large.parameters():
+        parameter.data.fill_(0.5)
+    save(large, tmp_path / "large", form=form)
+    assert sum(parameter.nbytes for parameter in large.parameters()) > 78e6
+    arguments = [str(folder), str(tmp_path / "large"), str(tmp_path / "offload")]
+    code = textwrap.dedent(MEASURE)
+    told = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert 0 < int(told.stdout) < 30e6
