@@ -126,7 +126,8 @@ def _answer(args: argparse.Namespace, source: Source, log: "JobLog", load: "Load
             "begun": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         log.begin({"engine": engine.describe(), **job, "origin": origin})
-        if policy is not None or args.policy != engine_flags.AUTO:
+        known = policy is not None or args.policy != engine_flags.AUTO
+        if known and len(log.answered) < source.requests:
             engine_flags.prepare(engine, source.workload)
         with progress_bar.bar("answering") as show:
             report = None if show is None else _reporter(show)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from costmodel.commands import outcome, parsing
 from costmodel.errors import InputError
 from costmodel.workload import Workload
-from runtime import engine_flags, progress_bar
+from runtime import engine_flags, run_report
 from runtime.interruption import Stopped, Terminated, stoppable, terminated_as_interrupt
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class _Chat:
             engine_flags.say("(stopped)")
         elif self._watched:
             rate = tokens / max(time.monotonic() - start, 1e-9)
-            engine_flags.say(f"({tokens} tokens, {progress_bar.pace(rate, None)})")
+            engine_flags.say(f"({tokens} tokens, {run_report.rate(rate)})")
 
     def _stream(self, tokens: tuple[int, ...], room: int, pieces: list[str]) -> tuple[int, bool]:
         """Print the answer as it comes; its tokens, and whether it ended rather than being stopped."""
@@ -211,7 +211,7 @@ class _Chat:
                 # The blank that follows "Assistant:" belongs to the transcript.
                 shown = piece if "".join(pieces).strip() else piece.lstrip()
                 pieces.append(shown)
-                outcome.say(shown)
+                outcome.say(run_report.printable(shown))
                 check()
 
             def count(done: int, at_most: int) -> None:

@@ -124,7 +124,9 @@ def _generate(
     start = time.monotonic()
     if stream:
         outcome.say(str(given[0]))
-        completions = engine.generate(tokens, params, on_text=lambda index, piece: outcome.say(piece))
+        completions = engine.generate(
+            tokens, params, on_text=lambda index, piece: outcome.say(run_report.printable(piece))
+        )
         outcome.say("\n")
     else:
         with progress_bar.tokens("generating") as report:
@@ -175,7 +177,7 @@ def _show(prompt: prompts.Prompt, done: "Completion") -> None:
     ended = f"{length}, ended by itself" if done.finish_reason == "stop" else f"{length}, cut there"
     terminal.show(terminal.heading(_shortened(prompt)), Text(ended, terminal.FAINT))
     # A text as it is: wrapping it would put line breaks into what people copy.
-    outcome.say((" ".join(map(str, done.token_ids)) if done.text is None else done.text) + "\n")
+    outcome.say((" ".join(map(str, done.token_ids)) if done.text is None else run_report.printable(done.text)) + "\n")
 
 
 def _shortened(prompt: prompts.Prompt) -> str:

@@ -1,5 +1,6 @@
 """What a command says of a run: the policy and its predicted pace before, predicted against measured after."""
 
+import unicodedata
 from typing import TYPE_CHECKING
 
 from costmodel import units, words
@@ -11,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def policy_lines(policy: Policy) -> list[str]:
-    """Two lines: the shape and the switches, and where everything lives."""
+    """The shape, the switches and where everything lives."""
     kinds = ("weights", "cache", "activations")
     placed = ", ".join(f"{words.KINDS[kind]} {_shares(getattr(policy, kind))}" for kind in kinds)
-    return [f"policy: {words.batches(policy)}; {', '.join(words.switches(policy))}", f"  {placed}"]
+    return [f"policy: {words.batches(policy)}", f"  {', '.join(words.switches(policy))}", f"  {placed}"]
 
 
 def plan_lines(plan: "Plan") -> list[str]:
@@ -33,6 +34,11 @@ def measured_line(run: "Measurement") -> str:
 def rate(tokens_per_s: float) -> str:
     """``"12.3 token/s"``."""
     return f"{words.number(float(f'{tokens_per_s:.3g}'))} token/s"
+
+
+def printable(text: str) -> str:
+    """A model's text without the control characters that a terminal would obey."""
+    return "".join(one for one in text if one in "\n\t" or unicodedata.category(one) != "Cc")
 
 
 def _shares(split: Split) -> str:
