@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from costmodel import units
-from profiler import environment
+from runtime import environment
 from profiler.compute import Products, compute_dtype, random_weights
 from profiler.effort import EFFORTS, MiB
 from profiler.hardware import line

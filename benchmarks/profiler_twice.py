@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from costmodel.hardware import quantities
-from profiler import environment
+from runtime import environment
 from profiler.effort import EFFORTS
 from profiler.hardware import hardware
 from profiler.session import Request, profile

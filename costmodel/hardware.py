@@ -264,6 +264,8 @@ class Engine:
     kernels). ``prefill_logits`` says for which prompt positions the LM head runs.
     ``attention_scores`` says whether prefill attention writes its score matrix to memory (``"stored"``)
     or not (``"fused"``), ``attention_causal_share`` which part of the score matrix is computed.
+    ``prefill_rows`` limits the tokens of whole prompts that a layer computes at a time in prefill, which
+    bounds its working memory; ``None``: those of the GPU batch.
     """
 
     __pydantic_config__ = records.STRICT
@@ -276,8 +278,11 @@ class Engine:
     prefill_logits: Literal["last", "all"]
     attention_scores: Literal["fused", "stored"]
     attention_causal_share: Quantity
+    prefill_rows: int | None = None
 
     def __post_init__(self) -> None:
+        if self.prefill_rows is not None and self.prefill_rows < 1:
+            raise InputError(f"prefill_rows is {self.prefill_rows}: it must be at least 1")
         for name in ("unhidden_share", "attention_causal_share"):
             if getattr(self, name).value > 1:
                 raise InputError(f"{name}.value is {getattr(self, name).value:g}: it must lie in [0, 1]")

@@ -1,6 +1,8 @@
 """What people call the tiers, resources and switches: the words of the report and of the figures."""
 
+from costmodel.estimate import Estimate
 from costmodel.policy import Policy
+from costmodel.units import format_bytes
 
 KINDS = {"weights": "weights", "cache": "KV cache", "activations": "activations", "buffers": "buffers"}
 
@@ -87,3 +89,13 @@ def percent(share: float) -> str:
 def parameters(count: float) -> str:
     """A number of parameters: ``"125.2 M"``, ``"29.97 B"``."""
     return f"{count / 1e9:.4g} B" if count >= 1e9 else f"{count / 1e6:.4g} M"
+
+
+def excess(estimate: Estimate) -> list[str]:
+    """Which tiers a policy exceeds and by how much, one sentence each."""
+    lines = []
+    for tier in estimate.violations:
+        needed, usable = estimate.peak_bytes[tier], estimate.limit_bytes[tier]
+        sizes = f"{format_bytes(needed)} needed, {format_bytes(usable)} usable"
+        lines.append(f"{memory_name(tier)} is exceeded by {format_bytes(needed - usable)}: {sizes}")
+    return lines

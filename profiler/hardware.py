@@ -14,6 +14,7 @@ from profiler.compute import dtype_name
 from profiler.fit import Line, fit_line, unhidden_share
 from profiler.session import Profile
 from profiler.timing import LEAST_REPEATS, Figure, quartiles, spread_of
+from runtime.execute import PREFILL_ROWS
 
 MEASURED = "profile"
 BUDGET = "budget"
@@ -142,6 +143,7 @@ def _engine(found: Profile) -> Engine:
         prefill_logits="last",
         attention_scores="fused",
         attention_causal_share=Quantity(value=1.0, source=ENGINE),
+        prefill_rows=PREFILL_ROWS[found.device.type],
     )
 
 

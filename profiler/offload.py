@@ -13,9 +13,9 @@ import torch
 
 from costmodel import units
 from costmodel.errors import InputError
-from profiler.environment import FileSystem, file_system
 from runtime import tiers
 from runtime.disk import DiskError, DiskFile, DiskPool
+from runtime.environment import FileSystem, file_system
 
 LEAST_BYTES = 64 * 2**20
 """A smaller file would be measured in too few transfers."""

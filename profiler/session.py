@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from profiler import compute, environment, layers, links
+from profiler import compute, layers, links
 from profiler.capacity import Capacity, capacity
 from profiler.effort import Effort
 from profiler.offload import Offload, measurement_file, offload_directory
 from profiler.overlap import Overlap
 from profiler.pairs import pairs
 from profiler.timing import Probe, Results, Timer, run_rounds
-from runtime import tiers
+from runtime import environment, tiers
 
 FILL_SHARE = 0.06
 """The share of the time in which the measurement file is written; a slow disk gets a shorter one."""

@@ -123,6 +123,15 @@ def select(values: Values, dim: int, index: int) -> Values:
     return Quantized(packed=packed, scale=scale, minimum=minimum, shape=shape, group_size=values.group_size)
 
 
+def rows(both: Values, start: int, stop: int) -> Values:
+    """A range of rows of (2, rows, tokens, head dim), as a view."""
+    if isinstance(both, Tensor):
+        return both[:, start:stop]
+    packed, scale, minimum = (part[:, start:stop] for part in (both.packed, both.scale, both.minimum))
+    shape = (both.shape[0], stop - start, *both.shape[2:])
+    return Quantized(packed=packed, scale=scale, minimum=minimum, shape=shape, group_size=both.group_size)
+
+
 def write(source: Tensor, into: Values) -> None:
     """Store plain values, rounding them where the room is 4-bit."""
     if isinstance(into, Quantized):

@@ -18,8 +18,13 @@ from runtime import attention, layers
 from runtime.cache_format import CacheFormat
 from runtime.hidden_states import HiddenStates
 from runtime.kv_cache import CacheShape, KvCache
+from runtime.layers import LayerWeights
 from runtime.movers import Movers
 from runtime.weights import Weights
+
+PREFILL_ROWS = {"cpu": 2048, "cuda": 8192}
+"""Tokens of whole prompts that a layer computes at a time in prefill: enough for the full rate of its products,
+few enough that its working memory is small beside what it works for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,6 +103,8 @@ class BlockRun:
 
     def run(self, choose: Choose, *, ended: Callable[[], bool] | None = None) -> BlockTimes:
         """Generate until ``gen_len`` tokens, or until ``ended`` says after a step that no prompt needs more."""
+        timeline = self._movers.timeline
+        timeline.enter("prefill")
         began = time.perf_counter()
         prefilled, steps = began, 0
         for number, batch in enumerate(self._batches):
@@ -120,6 +127,7 @@ class BlockRun:
                     steps = place.token + 1
                     if place.token == 0:
                         prefilled = self._now()
+                        timeline.enter("decode")
                     if ended is not None and ended():
                         return self._times(began, prefilled, steps)
         return self._times(began, prefilled, steps)
@@ -171,20 +179,34 @@ class BlockRun:
         weights = self._weights.layer(place.layer, self._weight_turn(place))
         shape = self._architecture.layer_shape
         hidden = self.hidden.take(place.batch, turn)
-        q, k, v = layers.project_qkv(hidden, weights, shape)
-        where = (place.layer, place.batch)
         if place.token == 0:
-            self.cache.write_prompt(where, turn, k, v)
-            padding = self._batches[place.batch].mask
-            attended = attention.prefill(q, k, v, scale=shape.attention_scale, key_padding_mask=padding)
-            if place.layer == self._num_layers - 1:  # of the prompt, only the last token goes on to the head
-                attended, hidden = attended[:, :, -1:], hidden[:, -1:]
-        else:
-            mask = self._row_mask(place)
-            scale = shape.attention_scale
-            attended = self.cache.attend(where, turn, q, k, v, scale=scale, new_tokens=place.token, mask=mask)
-        del q, k, v
+            self.hidden.put(place.batch, self._prefill(hidden, weights, place, turn))
+            return
+        q, k, v = layers.project_qkv(hidden, weights, shape)
+        scale, mask, where = shape.attention_scale, self._row_mask(place), (place.layer, place.batch)
+        attended = self.cache.attend(where, turn, q, k, v, scale=scale, new_tokens=place.token, mask=mask)
         self.hidden.put(place.batch, layers.finish_layer(hidden, attended, weights, shape))
+
+    def _prefill(self, hidden: Tensor, weights: LayerWeights, place: Place, turn: int) -> Tensor:
+        """A layer over the prompts of a batch, a few at a time, in the memory of its input.
+
+        Of the last layer only the last token goes on to the head.
+        """
+        shape, padding = self._architecture.layer_shape, self._batches[place.batch].mask
+        prompts, tokens, _ = hidden.shape
+        is_last = place.layer == self._num_layers - 1
+        at_once = max(1, PREFILL_ROWS[hidden.device.type] // tokens)
+        for first in range(0, prompts, at_once):
+            some = hidden[first : first + at_once]
+            q, k, v = layers.project_qkv(some, weights, shape)
+            self.cache.write_prompts((place.layer, place.batch), turn, k, v, first_prompt=first)
+            mask = None if padding is None else padding[first : first + at_once].to(hidden.device)
+            attended = attention.prefill(q, k, v, scale=shape.attention_scale, key_padding_mask=mask)
+            del q, k, v
+            if is_last:
+                attended, some = attended[:, :, -1:], some[:, -1:]
+            some.copy_(layers.finish_layer(some, attended, weights, shape))
+        return hidden[:, -1:].contiguous() if is_last else hidden
 
     def _head(self, place: Place, choose: Choose) -> None:
         turn = self._weight_turn(place)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from costmodel.policy import Split
 from runtime import attention
-from runtime.cache_format import CacheFormat, RoadLayout, Values, keys_and_values, plain, write
+from runtime.cache_format import CacheFormat, RoadLayout, Values, keys_and_values, plain, rows, write
 from runtime.disk import DiskFile
 from runtime.layout import FIELD_ALIGNMENT
 from runtime.movers import Movers
@@ -115,14 +115,23 @@ class KvCache:
 
     # ------------------------------------------------------------- computing
 
-    def write_prompt(self, place: Place, turn: int, keys: Tensor, values: Tensor) -> None:
-        """Keep a prompt's keys and values (batch, kv heads, tokens, head dim); :meth:`store` sends off what must go."""
+    def write_prompts(self, place: Place, turn: int, keys: Tensor, values: Tensor, *, first_prompt: int = 0) -> None:
+        """Keep keys and values (prompts, kv heads, tokens, head dim) of the prompts from ``first_prompt`` on.
+
+        :meth:`store` sends off what must go, when all prompts of the place are written.
+        """
         _wait(self._prompts_leaving, turn)
         tokens = keys.shape[2]
         both = [part.reshape(-1, tokens, part.shape[-1]) for part in (keys, values)]
-        for rows, into in self._homes_of_prompt(place, turn, tokens):
-            for part, half in zip(both, keys_and_values(into), strict=True):
-                write(part[rows].to(_device_of(half)), half)
+        begin = first_prompt * self.shape.num_kv_heads
+        end = begin + len(both[0])
+        for first, count, into in self._homes_of_prompts(place, turn, tokens):
+            low, high = max(begin, first), min(end, first + count)
+            if low >= high:
+                continue
+            home = rows(into, low - first, high - first)
+            for part, half in zip(both, keys_and_values(home), strict=True):
+                write(part[low - begin : high - begin].to(_device_of(half)), half)
 
     def attend(
         self,
@@ -143,9 +152,9 @@ class KvCache:
         ``bias`` (rows, heads of a kv head, tokens) are by row. :meth:`finish` must have been called.
         """
         batch, heads, _, head_dim = q.shape
-        rows = self.shape.rows(place[1])
-        query = q.reshape(rows, heads // self.shape.num_kv_heads, 1, head_dim)
-        both = [part.reshape(rows, 1, head_dim) for part in (keys, values)]
+        total = self.shape.rows(place[1])
+        query = q.reshape(total, heads // self.shape.num_kv_heads, 1, head_dim)
+        both = [part.reshape(total, 1, head_dim) for part in (keys, values)]
         share = self.shares[place]
         tokens = self.shape.prompt_lens[place[1]] + new_tokens
         out, first = [], 0
@@ -336,8 +345,8 @@ class KvCache:
         before = 0 if tier == "cpu" or self._in_place else self._road(place, "cpu").record_bytes
         return self._records[turn % 2][before : before + self._road(place, tier).record_bytes]
 
-    def _homes_of_prompt(self, place: Place, turn: int, tokens: int) -> list[tuple[slice, Values]]:
-        """Where the rows of a prompt are written by the computation: (rows, (2, rows, tokens, head dim))."""
+    def _homes_of_prompts(self, place: Place, turn: int, tokens: int) -> list[tuple[int, int, Values]]:
+        """Where prompts are written by the computation: (first row, rows, (2, rows, tokens, head dim)) by tier."""
         share, homes, first = self.shares[place], [], 0
         for tier, count in (("gpu", share.gpu), ("cpu", share.cpu), ("disk", share.disk)):
             if count:
@@ -352,7 +361,7 @@ class KvCache:
                     into = self._road(place, tier).prompt(self._staged(place, turn, tier))
                 else:
                     into = _tokens(room, 0, tokens)
-                homes.append((slice(first, first + count), into))
+                homes.append((first, count, into))
                 first += count
         return homes
 

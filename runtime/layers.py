@@ -23,15 +23,16 @@ from costmodel.errors import InputError
 from runtime import attention, quantization
 from runtime.quantization import Quantized, Quantized4bitLinear
 
+# Each may write its result into its argument.
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "relu": functional.relu,
+    "relu": torch.relu_,
     "gelu": functional.gelu,
     "gelu_new": partial(functional.gelu, approximate="tanh"),
     "gelu_fast": partial(functional.gelu, approximate="tanh"),
     "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "silu": functional.silu,
-    "swish": functional.silu,
+    "silu": partial(functional.silu, inplace=True),
+    "swish": partial(functional.silu, inplace=True),
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "relu2": lambda x: functional.relu(x).square(),
@@ -215,7 +216,7 @@ def finish_layer(hidden: Tensor, attended: Tensor, weights: LayerWeights, shape:
     if weights.gate is None:
         inner = activation(linear(x, weights.up))
     else:
-        inner = activation(linear(x, weights.gate)) * linear(x, weights.up)
+        inner = activation(linear(x, weights.gate)).mul_(linear(x, weights.up))
     return _join(hidden, linear(inner, weights.down), weights.mlp_norms)
 
 

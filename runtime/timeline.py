@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel import records
+from costmodel.estimate import PHASES
 from costmodel.formulations.base import LINKS, RESOURCES, Resource
 
 MOST_EVENTS = 2_000_000
@@ -20,28 +21,34 @@ MOST_EVENTS = 2_000_000
 
 
 class Timeline:
-    """Busy seconds and bytes by resource since the last :meth:`reset`; ``trace`` keeps every event as well."""
+    """Busy seconds by phase and resource, and bytes by link; ``trace`` keeps every event as well."""
 
     def __init__(self, *, trace: bool = False) -> None:
         self._lock = threading.Lock()
         self._events: list[tuple[str, str, float, float, int]] | None = [] if trace else None
         self.dropped_events = 0
         self.began = time.perf_counter()
+        self._until: dict[str, float] = defaultdict(float)
         self.reset()
 
     def reset(self) -> None:
         """Forget the sums, not the events."""
         with self._lock:
-            self.busy_s: dict[str, float] = dict.fromkeys(map(str, RESOURCES), 0.0)
+            self.busy_s = {phase: dict.fromkeys(map(str, RESOURCES), 0.0) for phase in PHASES}
             self.bytes_moved: dict[str, float] = dict.fromkeys(map(str, LINKS), 0.0)
-            self._until: dict[str, float] = defaultdict(float)
+            self._phase = PHASES[0]
+
+    def enter(self, phase: str) -> None:
+        """What is added from now on belongs to this phase."""
+        with self._lock:
+            self._phase = phase
 
     def add(self, resource: Resource, name: str, start: float, stop: float, nbytes: int = 0) -> None:
         """One piece of work from ``start`` to ``stop`` (of ``time.perf_counter``); any thread may call."""
         with self._lock:
             fresh = stop - max(start, self._until[resource])
             if fresh > 0:
-                self.busy_s[resource] += fresh
+                self.busy_s[self._phase][resource] += fresh
                 self._until[resource] = stop
             if nbytes:
                 self.bytes_moved[resource] += nbytes

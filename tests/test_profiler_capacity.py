@@ -14,7 +14,7 @@ from costmodel.errors import InputError, TierwiseError
 from profiler import capacity as capacity_module
 from profiler import offload
 from profiler.effort import EFFORTS
-from profiler.environment import file_system
+from runtime.environment import file_system
 from runtime.host_memory import HostMemory, host_memory
 
 GiB = 2**30

@@ -17,7 +17,7 @@ import torch
 
 from costmodel import ModelSpec, Workload, search
 from costmodel.hardware import Hardware, quantities
-from profiler import command, effort, environment, offload, session
+from profiler import command, effort, offload, session
 from profiler.timing import Results
 
 ROOT = Path(__file__).resolve().parent.parent

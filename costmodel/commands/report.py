@@ -193,12 +193,7 @@ def _limits(plan: Plan) -> Renderable:
 
 def _excess(plan: Plan) -> Renderable:
     """Which tiers are exceeded, and by how much."""
-    lines = []
-    for tier in plan.estimate.violations:
-        needed, usable = plan.estimate.peak_bytes[tier], plan.estimate.limit_bytes[tier]
-        sizes = f"{format_bytes(needed)} needed, {format_bytes(usable)} usable"
-        lines.append(f"{words.memory_name(tier)} is exceeded by {format_bytes(needed - usable)}: {sizes}")
-    return Text("\n".join(lines) + "\n", style=BAD)
+    return Text("".join(f"{line}\n" for line in words.excess(plan.estimate)), style=BAD)
 
 
 def _proof(result: SearchResult) -> Renderable:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,6 +55,16 @@ class Estimate:
         """Busy seconds of each resource as a share of the phase."""
         seconds = self.prefill_s if phase == "prefill" else self.decode_s
         return {r: (busy / seconds if seconds else 0.0) for r, busy in self.busy_s[phase].items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Estimate":
+        """Read what :meth:`to_dict` gives."""
+        resources = data["resources"]
+        busy_s = {phase: {r: float(found["busy_s"]) for r, found in resources[phase].items()} for phase in PHASES}
+        given: dict[str, Any] = {
+            field.name: data.get(field.name) for field in dataclasses.fields(cls) if field.name != "busy_s"
+        }
+        return cls(**{**given, "violations": tuple(data["violations"])}, busy_s=busy_s)
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form."""

@@ -144,7 +144,7 @@ class Roofline(Formulation):
         for moment, tokens in (("prefill", workload.prompt_len), ("decode", 1)):
             batch_hidden = shape.per_batch(amounts.activations.off_gpu) * (STAGING_BUFFERS * hidden * tokens)
             gpu = resident("gpu", tokens) + amounts.weights.off_gpu * layer + batch_hidden
-            gpu = gpu + shape.working_prompts(amounts.blocks) * _workspace_bytes(case, moment)
+            gpu = gpu + amounts.blocks * (_at_once(case, tokens, shape.gpu_batch_low) * _workspace_bytes(case, moment))
             gpu = gpu + amounts.blocks * _dequantized_bytes(case)
             cpu = resident("cpu", tokens)
             if moment == "decode":
@@ -302,12 +302,19 @@ def _products_s(case: Case, params: int, tokens: int) -> float:
     (reading the weights, expanding 4-bit ones, launching) is shared by its prompts.
     """
     gpu, shape = case.hardware.gpu, case.shape
-    rate = gpu.matmul_flops_per_s.best_between(shape.gpu_batch_low * tokens, shape.gpu_batch_high * tokens)
-    read_s = params * BYTES_PER_VALUE / gpu.memory_bytes_per_s.effective / shape.gpu_batch_high
+    fewest, most = (_at_once(case, tokens, prompts) for prompts in (shape.gpu_batch_low, shape.gpu_batch_high))
+    rate = gpu.matmul_flops_per_s.best_between(fewest * tokens, most * tokens)
+    read_s = params * BYTES_PER_VALUE / gpu.memory_bytes_per_s.effective / most
     once = gpu.layer_launch_s.effective / 2
     if case.switches.compress_weights:
         once += params / gpu.dequantize_values_per_s.effective
-    return max(2 * params * tokens / rate, read_s) + once / shape.gpu_batch_high
+    return max(2 * params * tokens / rate, read_s) + once / most
+
+
+def _at_once(case: Case, tokens: int, prompts: int) -> int:
+    """Prompts of a batch that a layer computes at a time: all, unless the engine limits the tokens of prefill."""
+    limit = case.hardware.engine.prefill_rows
+    return prompts if limit is None or tokens == 1 else min(prompts, max(1, limit // tokens))
 
 
 def _elementwise_s(case: Case, tokens: int) -> float:

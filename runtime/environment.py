@@ -169,6 +169,12 @@ def disk_record(directory: Path) -> dict[str, Any]:
     return record
 
 
+def multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16; on others they are many times slower than fp32."""
+    flags = set(cpu_record()["instructions"])
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def load_per_core() -> float:
     """Runnable processes of the last minute per usable core; above about 0.5 the figures are disturbed."""
     try:

@@ -1,0 +1,85 @@
+"""Measurement: what a run of a policy really took, beside what was predicted for it.
+
+The figures of a run have the fields of an :class:`~costmodel.estimate.Estimate`, so that the two can be
+subtracted field by field.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from costmodel import records
+from costmodel.errors import InputError
+from costmodel.estimate import Estimate
+from costmodel.model import ModelSpec
+from costmodel.policy import Policy
+from costmodel.workload import Workload
+
+SCHEMA = "tierwise.measurement/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One run: what was run, what was predicted, what was measured, and where.
+
+    ``block_s`` are (prefill, decode) seconds of every block. ``resident_bytes`` are the bytes that were
+    placed on each tier by kind, buffers included. ``origin`` names machine, versions, commit and date.
+    """
+
+    model: ModelSpec
+    dtype: str
+    workload: Workload
+    policy: Policy
+    hardware: str
+    predicted: Estimate
+    measured: Estimate
+    block_s: tuple[tuple[float, float], ...]
+    resident_bytes: Mapping[str, Mapping[str, float]]
+    origin: Mapping[str, Any]
+
+    @property
+    def throughput_error(self) -> float:
+        """Predicted over measured throughput, minus 1."""
+        return self.predicted.throughput_tok_per_s / self.measured.throughput_tok_per_s - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented JSON form."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model.to_dict(),
+            "dtype": self.dtype,
+            "workload": records.to_dict(self.workload),
+            "policy": self.policy.to_dict(),
+            "hardware": self.hardware,
+            "predicted": self.predicted.to_dict(),
+            "measured": self.measured.to_dict(),
+            "block_s": [list(block) for block in self.block_s],
+            "resident_bytes": {tier: dict(kinds) for tier, kinds in self.resident_bytes.items()},
+            "origin": dict(self.origin),
+        }
+
+    @classmethod
+    def from_dict(cls, data: object, *, where: str = "measurement") -> "Measurement":
+        """Read what :meth:`to_dict` gives; ``where`` opens every message."""
+        found = records.check_schema(data, SCHEMA, where=where)
+        try:
+            return cls(
+                model=records.from_dict(ModelSpec, found["model"], where=f"{where}: model"),
+                dtype=str(found["dtype"]),
+                workload=records.from_dict(Workload, found["workload"], where=f"{where}: workload"),
+                policy=records.from_dict(Policy, found["policy"], where=f"{where}: policy"),
+                hardware=str(found["hardware"]),
+                predicted=Estimate.from_dict(found["predicted"]),
+                measured=Estimate.from_dict(found["measured"]),
+                block_s=tuple((float(prefill), float(decode)) for prefill, decode in found["block_s"]),
+                resident_bytes=found["resident_bytes"],
+                origin=found["origin"],
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{where}: this is no measurement: {error}") from None
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> "Measurement":
+        """Read a measurement file."""
+        return cls.from_dict(records.read_json(path), where=str(path))

@@ -1,0 +1,192 @@
+"""Measure one policy on random prompts, beside what was predicted for it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from costmodel import records, units, words
+from costmodel.commands import arguments, outcome, parsing, terminal
+from costmodel.errors import InputError
+from costmodel.formulations.base import LINKS
+from costmodel.policy import TIERS, Policy, splits_from_percent
+from costmodel.workload import Workload
+from runtime import engine_flags, progress_bar
+from runtime.interruption import terminated_as_interrupt
+
+if TYPE_CHECKING:
+    from costmodel.measurement import Measurement
+
+EPILOG = """\
+examples:
+  %(prog)s --model dummy:opt-1.3b --gpu-memory 3GiB
+      the best policy for 512 + 32 tokens in 3 GiB, on random weights
+  %(prog)s --model dummy:opt-6.7b --gpu-memory 4GiB --prompt-len 32 --gen-len 16 --compress-weights on
+      the same with the weights in 4 bits
+  %(prog)s --model dummy:opt-1.3b --percent 50 0 100 0 100 0 --gpu-batch-size 8 --num-gpu-batches 2 --json -
+      half of the weights on disk, as a measurement file
+  %(prog)s --model dummy:opt-1.3b --gpu-memory 3GiB --trace trace.json
+      and a timeline of every load, compute and store (ui.perfetto.dev opens it)
+
+exit codes: 0 done, 2 bad input, 3 nothing fits, 5 the disk failed, 130 interrupted
+"""
+
+_SEED = 1
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "tierwise bench") -> int:
+    """Run the command; its exit code."""
+    return outcome.ended(lambda: _run(_parser(prog).read(argv)))
+
+
+def _parser(prog: str) -> parsing.Parser:
+    parser = parsing.Parser(
+        prog=prog,
+        usage="%(prog)s --model MODEL [flags]",
+        description=(
+            "Run one block of random prompts (or --num-prompts) under a policy and print what was\n"
+            "predicted beside what was measured."
+        ),
+        epilog=EPILOG,
+    )
+    engine_flags.add_engine(parser)
+    tokens = parsing.whole_number(1, parsing.MOST_TOKENS)
+    group = parser.add_argument_group("workload")
+    group.add_argument("--prompt-len", metavar="TOKENS", type=tokens, default=512, help="(default: %(default)s)")
+    group.add_argument("--gen-len", metavar="TOKENS", type=tokens, default=32, help="(default: %(default)s)")
+    group.add_argument(
+        "--num-prompts", metavar="N", type=parsing.whole_number(1), help="prompts to run (default: one block)"
+    )
+    group.add_argument(
+        "--usable-fraction", metavar="SHARE", type=parsing.fraction, help="the share of each budget to plan with"
+    )
+    arguments.add_policy(
+        parser,
+        title="what is already decided of the policy",
+        about="The rest is searched. A switch at auto is searched too, but nothing is compressed unless\n"
+        "its switch is on.",
+    )
+    output = parser.add_argument_group("output", "Files are written whole or not at all.")
+    output.add_argument(
+        "--json", metavar="FILE|-", type=parsing.json_file, help="write the measurement; - is standard output"
+    )
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    parsing.check_distinct({"--json": args.json, "--trace": args.trace}, engine_flags.files_read(args))
+    engine_flags.check_engine(args)
+    fixed = _fixed(args)
+    with terminated_as_interrupt():
+        measurement = _measure(args, fixed)
+    if args.json == parsing.STANDARD_OUTPUT:
+        outcome.say(json.dumps(measurement.to_dict(), indent=2, allow_nan=False) + "\n")
+        return 0
+    written = []
+    if args.json is not None:
+        records.write_json(measurement.to_dict(), args.json)
+        written.append(str(args.json))
+    if args.trace is not None:
+        written.append(str(args.trace))
+    show(measurement, written)
+    return 0
+
+
+def _fixed(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the search that the flags decide."""
+    fixed: dict[str, Any] = {"switches": arguments.switches(args)}
+    if args.percent is not None:
+        fixed["splits"] = splits_from_percent(tuple(args.percent))
+    for name in ("gpu_batch_size", "num_gpu_batches"):
+        if getattr(args, name) is not None:
+            fixed[name] = getattr(args, name)
+    decided = [name for name, value in fixed.items() if value]
+    if args.policy != engine_flags.AUTO:
+        if decided:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in decided)
+            raise InputError(f"--policy is {args.policy}: it decides everything, so {flags} cannot take effect")
+        return {}
+    return fixed
+
+
+def _measure(args: argparse.Namespace, fixed: dict[str, Any]) -> "Measurement":
+    engine_flags.require_torch()
+    import torch
+
+    from runtime.llm import LLM
+    from runtime.machine import USABLE_FRACTION
+    from runtime.sampling import SamplingParams
+
+    workload = Workload(prompt_len=args.prompt_len, gen_len=args.gen_len, num_prompts=args.num_prompts)
+    with LLM(
+        args.model,
+        policy=args.policy,
+        hardware=args.hardware,
+        gpu_memory=args.gpu_memory,
+        cpu_memory=args.cpu_memory,
+        offload_dir=args.offload_dir,
+        device=args.device,
+        dtype=args.dtype,
+        fixed=fixed,
+        usable_fraction=args.usable_fraction or USABLE_FRACTION,
+        trace=args.trace,
+        say=engine_flags.say,
+    ) as llm:
+        plan = llm.prepare(workload)
+        engine_flags.say(f"policy: {described(plan.policy)}")
+        engine_flags.say(f"predicted: {words.number(plan.predicted.throughput_tok_per_s)} token/s")
+        count = args.num_prompts or plan.policy.block_size
+        generator = torch.Generator().manual_seed(_SEED)
+        prompts = torch.randint(llm.vocab_size, (count, args.prompt_len), generator=generator).tolist()
+        params = SamplingParams(max_new_tokens=args.gen_len, ignore_eos=True)
+        with progress_bar.tokens("generating") as report:
+            llm.generate(prompts, params, on_progress=report)
+        assert llm.measurement is not None
+        return llm.measurement
+
+
+def described(policy: Policy) -> str:
+    """A policy in a line."""
+    splits = (
+        f"{words.KINDS[kind]} {'/'.join(f'{100 * getattr(getattr(policy, kind), tier):.3g}' for tier in TIERS)} %"
+        for kind in ("weights", "cache", "activations")
+    )
+    tiers = "/".join(words.tier_name(tier) for tier in TIERS)
+    return f"{words.batches(policy)}; {', '.join(splits)} on {tiers}; {', '.join(words.switches(policy))}"
+
+
+def show(measurement: "Measurement", written: Sequence[str]) -> None:
+    """Predicted beside measured, for people."""
+    predicted, measured = measurement.predicted, measurement.measured
+    table = terminal.table("", ">predicted", ">measured", ">predicted / measured")
+
+    def row(label: str, one: float | None, other: float | None, text: Any) -> None:
+        if one is None or other is None or (not one and not other):
+            return
+        table.add_row(label, text(one), text(other), f"{one / other:.3f}" if other else "")
+
+    row("prefill", predicted.prefill_s, measured.prefill_s, units.format_seconds)
+    row("decode", predicted.decode_s, measured.decode_s, units.format_seconds)
+    row("throughput (token/s)", predicted.throughput_tok_per_s, measured.throughput_tok_per_s, words.number)
+    for tier in TIERS:
+        label = f"peak {words.memory_name(tier)}"
+        row(label, predicted.peak_bytes[tier], measured.peak_bytes[tier], units.format_bytes)
+    for link in LINKS:
+        label = f"bytes by {words.resource_name(link)}"
+        row(label, predicted.bytes_moved[link], measured.bytes_moved[link], units.format_bytes)
+    for phase in ("prefill", "decode"):
+        for resource, seconds in measured.busy_s[phase].items():
+            label = f"{phase}: {words.resource_name(resource)} busy"
+            row(label, predicted.busy_s[phase][resource], seconds, units.format_seconds)
+    origin = measurement.origin
+    told = f"{measurement.model.name} in {measurement.dtype} on {origin['cpu']['name']}"
+    lines = [Text(f"{told}, commit {origin['commit']}, {origin['date']}", terminal.FAINT)]
+    facts = [terminal.facts(("Written", ", ".join(written)))] if written else []
+    terminal.show(table, *lines, *facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(prog="python -m runtime.bench"))

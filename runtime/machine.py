@@ -1,0 +1,106 @@
+"""The machine that a run plans for: a hardware file, or a quick profile that is kept for the next time."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from platform import node
+
+import torch
+
+from costmodel import units
+from costmodel.errors import InputError, TierwiseError
+from costmodel.hardware import Hardware
+from costmodel.overrides import with_overrides
+from runtime.host_memory import host_memory
+
+HOST_SHARE = 0.8
+"""The share of the host memory that is available which tiers get unless a budget is given."""
+
+USABLE_FRACTION = 0.95
+"""The share of a budget that is planned with: predicted peaks are within 5 % of the measured ones."""
+
+
+def cache_directory() -> Path:
+    """Where profiles are kept between runs: ``$TIERWISE_CACHE``, else the user's cache directory."""
+    own = os.environ.get("TIERWISE_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tierwise"
+
+
+def machine(
+    given: Hardware | str | os.PathLike[str] | None,
+    *,
+    device: torch.device,
+    offload_dir: Path,
+    gpu_memory: float | None,
+    cpu_memory: float | None,
+    say: Callable[[str], None],
+) -> Hardware:
+    """The machine with the budgets (bytes) of this run; what is ``None`` is what is free now.
+
+    Raises :class:`InputError` where the machine of the file has another first tier than this run, or a
+    budget is more than there is.
+    """
+    if isinstance(given, Hardware):
+        found = given
+    else:
+        found = Hardware.from_file(given) if given is not None else _profiled(device, offload_dir, say)
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    if found.gpu.kind != kind:
+        raise InputError(
+            f"hardware {found.name!r} has a first tier of kind {found.gpu.kind!r}, but this run is on {kind!r}: "
+            "profile this machine with tierwise profile, or choose another --device"
+        )
+    gpu_bytes, cpu_bytes = _budgets(device, gpu_memory, cpu_memory)
+    status = os.statvfs(offload_dir)
+    return with_overrides(
+        found, gpu_memory=gpu_bytes, cpu_memory=cpu_bytes, disk=float(status.f_bavail * status.f_frsize)
+    )
+
+
+def _budgets(device: torch.device, gpu_memory: float | None, cpu_memory: float | None) -> tuple[float, float]:
+    """Bytes of the two memory tiers; a budget beyond what is free is an error."""
+    host = host_memory()
+    if device.type == "cuda":
+        free = float(torch.cuda.mem_get_info(device)[0])
+        _within("gpu_memory", gpu_memory, free, "free on the GPU")
+        _within("cpu_memory", cpu_memory, host.available_bytes, f"available ({host.limited_by})")
+        share = HOST_SHARE * host.available_bytes
+        return (free if gpu_memory is None else gpu_memory), (share if cpu_memory is None else cpu_memory)
+    second = 0.0 if cpu_memory is None else cpu_memory
+    first = max(1.0, HOST_SHARE * host.available_bytes - second) if gpu_memory is None else gpu_memory
+    _within("gpu_memory plus cpu_memory", first + second, host.available_bytes, f"available ({host.limited_by})")
+    return first, second
+
+
+def _within(what: str, given: float | None, most: float, where: str) -> None:
+    if given is not None and given > most:
+        raise InputError(f"{what} is {units.format_bytes(given)}: only {units.format_bytes(most)} are {where}")
+
+
+def _profiled(device: torch.device, offload_dir: Path, say: Callable[[str], None]) -> Hardware:
+    """The profile of this machine, device and disk; measured now if there is none yet.
+
+    The profiler stands above this package, so it is a program to be run, not a module to be imported.
+    """
+    disk = os.stat(offload_dir).st_dev  # noqa: PTH116
+    path = cache_directory() / f"profile-{node() or 'machine'}-{device.type}-{disk}.json"
+    if path.exists():
+        say(f"using the profile of this machine in {path}")
+        return Hardware.from_file(path)
+    say("profiling this machine (20 s, once; tierwise profile measures better)")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be made: {error.strerror} (set TIERWISE_CACHE)") from None
+    command = [sys.executable, "-m", "profiler", "--quick", "--out", str(path), "--device", device.type]
+    command += ["--offload-dir", str(offload_dir)]
+    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise TierwiseError(f"profiling this machine failed: {reason[0].removeprefix('error: ')}")
+    return Hardware.from_file(path)
