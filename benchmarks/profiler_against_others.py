@@ -26,14 +26,13 @@ from pathlib import Path
 import torch
 
 from costmodel import units
-from runtime import environment
 from profiler.compute import Products, compute_dtype, random_weights
 from profiler.effort import EFFORTS, MiB
 from profiler.hardware import line
 from profiler.links import DiskTransfers, MemoryCopies, filled
 from profiler.offload import measurement_file, offload_directory
 from profiler.timing import Results, Timer
-from runtime import tiers
+from runtime import environment, tiers
 
 ROWS = 256
 FILE_BYTES = 1024 * MiB

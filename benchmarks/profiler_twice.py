@@ -8,11 +8,11 @@ import argparse
 import sys
 
 from costmodel.hardware import quantities
-from runtime import environment
 from profiler.effort import EFFORTS
 from profiler.hardware import hardware
 from profiler.session import Request, profile
 from profiler.timing import SETTLED_SPREAD
+from runtime import environment
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from runtime import quantization
 from runtime.layout import parameter_dtype, values_of
 from runtime.quantization import Quantized
-from runtime.tiers import ALIGNMENT, round_up
+from runtime.tiers import round_up
 
 Values = Tensor | Quantized
 
@@ -69,22 +69,26 @@ class CacheFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class RoadLayout:
-    """A carried cache of ``rows`` rows: the prompt's tokens, then room for ``new_tokens`` records; in pages."""
+    """A carried cache of ``rows`` rows: the prompt's tokens, then room for ``new_tokens`` records.
+
+    Each begins at a multiple of ``alignment``: on disk that is a page.
+    """
 
     format: CacheFormat
     rows: int
     prompt_len: int
     new_tokens: int
+    alignment: int
 
     @property
     def prompt_bytes(self) -> int:
         """Bytes of the prompt's keys and values."""
-        return round_up(2 * self.rows * self.prompt_len * self.format.vector_bytes)
+        return round_up(2 * self.rows * self.prompt_len * self.format.vector_bytes, self.alignment)
 
     @property
     def record_bytes(self) -> int:
         """Bytes from one later token to the next."""
-        return round_up(2 * self.rows * self.format.vector_bytes, ALIGNMENT if self.rows else 1)
+        return round_up(2 * self.rows * self.format.vector_bytes, self.alignment)
 
     @property
     def nbytes(self) -> int:

@@ -22,7 +22,7 @@ from runtime.layout import FIELD_ALIGNMENT
 from runtime.movers import Movers
 from runtime.pending import Pending
 from runtime.quantization import Quantized
-from runtime.tiers import device_buffer, host_buffer, round_up
+from runtime.tiers import ALIGNMENT, device_buffer, host_buffer, round_up
 
 Place = tuple[int, int]
 """A layer and a batch of the block."""
@@ -92,8 +92,10 @@ class KvCache:
         self._host_rooms = self._rooms("cpu", self._host_device) if cpu_attention else {}
         self._host = {} if cpu_attention else self._carried_in_host_memory()
         self.file, self._file_offsets = self._carried_on_disk(directory)
-        self._staging_bytes = max(sum(road.nbytes for road in self._roads(place)) for place in self.shares)
-        self._record_bytes = max(sum(road.record_bytes for road in self._roads(place)) for place in self.shares)
+        self._staging_bytes = max(sum(round_up(road.nbytes) for road in self._roads(place)) for place in self.shares)
+        self._record_bytes = max(
+            sum(round_up(road.record_bytes) for road in self._roads(place)) for place in self.shares
+        )
         self._staging = [device_buffer(self._staging_bytes, self._staging_device) for _ in range(2)]
         self._records = [device_buffer(self._record_bytes, self._staging_device) for _ in range(2)]
         self._relays: list[Tensor] = []
@@ -331,6 +333,7 @@ class KvCache:
             rows=getattr(self.shares[place], tier),
             prompt_len=self.shape.prompt_lens[place[1]],
             new_tokens=self.shape.new_tokens,
+            alignment=ALIGNMENT if tier == "disk" else FIELD_ALIGNMENT,
         )
 
     def _roads(self, place: Place) -> list[RoadLayout]:
@@ -338,11 +341,11 @@ class KvCache:
         return [self._road(place, tier) for tier in (("disk",) if self._in_place else ("cpu", "disk"))]
 
     def _staged(self, place: Place, turn: int, tier: str) -> Tensor:
-        before = 0 if tier == "cpu" or self._in_place else self._road(place, "cpu").nbytes
+        before = 0 if tier == "cpu" or self._in_place else round_up(self._road(place, "cpu").nbytes)
         return self._staging[turn % 2][before : before + self._road(place, tier).nbytes]
 
     def _recorded(self, place: Place, turn: int, tier: str) -> Tensor:
-        before = 0 if tier == "cpu" or self._in_place else self._road(place, "cpu").record_bytes
+        before = 0 if tier == "cpu" or self._in_place else round_up(self._road(place, "cpu").record_bytes)
         return self._records[turn % 2][before : before + self._road(place, tier).record_bytes]
 
     def _homes_of_prompts(self, place: Place, turn: int, tokens: int) -> list[tuple[int, int, Values]]:

@@ -140,6 +140,18 @@ class LLM:
         raise InputError("policy 'auto' is chosen when the first prompts are known: give a workload to choose it now")
 
     @property
+    def image(self) -> Image:
+        """The converted model on disk."""
+        return self._opened()
+
+    @property
+    def movers(self) -> Movers:
+        """What carries the bytes; :class:`InputError` before :meth:`prepare`."""
+        if self._movers is None:
+            raise InputError("nothing is loaded yet: call prepare or generate first")
+        return self._movers
+
+    @property
     def max_positions(self) -> int | None:
         """The most tokens of prompt and completion together, if the model has a limit."""
         return self.spec.max_positions

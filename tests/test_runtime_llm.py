@@ -1,0 +1,271 @@
+"""The generate API against transformers, the accounting against the plan, and what it refuses."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import OPTConfig, OPTForCausalLM
+
+from costmodel.errors import InfeasibleError, InputError
+from costmodel.hardware import Hardware
+from costmodel.measurement import Measurement
+from costmodel.policy import Policy, Split
+from costmodel.units import GiB
+from costmodel.workload import Workload
+from runtime import LLM, SamplingParams
+
+VOCABULARY = 203
+ON_GPU = Split(gpu=1, cpu=0, disk=0)
+POLICY = Policy(
+    weights=Split(gpu=0.4, cpu=0.2, disk=0.4),
+    cache=Split(gpu=0.5, cpu=0.2, disk=0.3),
+    activations=ON_GPU,
+    gpu_batch_size=3,
+    num_gpu_batches=2,
+)
+
+
+def hardware() -> Hardware:
+    """A machine whose first tier is host memory; its rates do not matter here."""
+    return Hardware.from_catalog("cpu-laptop")
+
+
+@cache
+def reference() -> OPTForCausalLM:
+    torch.manual_seed(5)
+    config = OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        word_embed_proj_dim=64,
+        num_attention_heads=4,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        max_position_embeddings=64,
+        eos_token_id=0,
+    )
+    model = OPTForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint")
+    reference().save_pretrained(path)
+    return path
+
+
+def engine(folder: Path, offload: Path, **options) -> LLM:
+    settings = {"policy": POLICY, "hardware": hardware(), "dtype": "float32", "device": "cpu", **options}
+    settings = {"gpu_memory": "1GiB", "cpu_memory": "1GiB", **settings}
+    return LLM(folder, offload_dir=offload, **settings)
+
+
+def prompts_of(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+
+
+def theirs(prompt: list[int], new_tokens: int) -> list[int]:
+    """transformers' greedy continuation, its end-of-sequence token included."""
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        out = reference().generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, pad_token_id=1
+        )
+    return out[0, len(prompt) :].tolist()
+
+
+def test_more_prompts_than_a_block_come_back_in_order(folder: Path, tmp_path: Path) -> None:
+    prompts = prompts_of([5, 1, 9, 3, 3, 7, 2, 11, 4, 6, 8])
+    blocks: list[list[int]] = []
+    with engine(folder, tmp_path) as llm:
+        found = llm.generate(
+            prompts, SamplingParams(max_new_tokens=6), on_block=lambda indices, done: blocks.append(list(indices))
+        )
+        again = llm.generate(prompts[:1], SamplingParams(max_new_tokens=6))
+    for prompt, completion in zip(prompts, found, strict=True):
+        expected = theirs(prompt, 6)
+        ended = expected[-1] == 0
+        assert list(completion.token_ids) == (expected[:-1] if ended else expected)
+        assert completion.finish_reason == ("stop" if ended else "length")
+        assert completion.prompt_tokens == len(prompt)
+    assert again == found[:1]
+    assert sorted(index for block in blocks for index in block) == list(range(11))
+    assert [len(block) for block in blocks] == [6, 5]
+
+
+def test_the_run_stops_when_all_sequences_have_ended(folder: Path, tmp_path: Path) -> None:
+    """Token 0 is the end here: with its logit pushed up, every sequence ends at its first token."""
+    model = OPTForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.decoder.final_layer_norm.weight.zero_()
+        model.model.decoder.final_layer_norm.bias.copy_(model.model.decoder.embed_tokens.weight[0] * 10)
+    model.save_pretrained(tmp_path / "ends")
+    with engine(tmp_path / "ends", tmp_path) as llm:
+        found = llm.generate(prompts_of([4, 2]), SamplingParams(max_new_tokens=40))
+        assert [(one.token_ids, one.finish_reason) for one in found] == [((), "stop")] * 2
+        assert llm.measurement is not None
+        assert llm.measurement.measured.decode_s < llm.measurement.measured.prefill_s
+        kept = llm.generate(prompts_of([4]), SamplingParams(max_new_tokens=5, ignore_eos=True))
+    assert kept[0].token_ids == (0,) * 5
+
+
+def test_generate_of_tensors_is_that_of_transformers(folder: Path, tmp_path: Path) -> None:
+    ids = torch.tensor([[1, 1, 7, 9, 11], [5, 6, 7, 8, 9]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        expected = reference().generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=1)
+
+    class Streamer:
+        def __init__(self) -> None:
+            self.got: list[list[int]] = []
+            self.ended = False
+
+        def put(self, value: torch.Tensor) -> None:
+            self.got.append(value.flatten().tolist())
+
+        def end(self) -> None:
+            self.ended = True
+
+    theirs_streamer, streamer = Streamer(), Streamer()
+    with torch.no_grad():
+        one = reference().generate(
+            ids[1:],
+            attention_mask=mask[1:],
+            max_new_tokens=8,
+            do_sample=False,
+            pad_token_id=1,
+            streamer=theirs_streamer,
+        )
+    with engine(folder, tmp_path) as llm:
+        found = llm.generate(ids, attention_mask=mask, max_new_tokens=8, pad_token_id=1)
+        streamed = llm.generate(ids[1:], max_new_tokens=8, streamer=streamer)
+        with pytest.raises(InputError, match="pad on the left"):
+            llm.generate(ids, attention_mask=mask.flip(1))
+    assert torch.equal(found, expected)
+    assert torch.equal(streamed, one)
+    assert streamer.got == theirs_streamer.got
+    assert streamer.ended
+
+
+def test_a_block_holds_prompts_of_different_lengths_of_generation(folder: Path, tmp_path: Path) -> None:
+    prompts = prompts_of([3, 8, 5])
+    params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (1, 9, 4)]
+    with engine(folder, tmp_path) as llm:
+        found = llm.generate(prompts, params)
+    assert [len(one.token_ids) for one in found] == [1, 9, 4]
+
+
+def test_a_seed_decides_every_draw_whatever_the_blocks(folder: Path, tmp_path: Path) -> None:
+    prompts = prompts_of([3, 8, 5, 4])
+    params = SamplingParams(max_new_tokens=6, temperature=1.3, top_k=50, seed=11)
+    with engine(folder, tmp_path) as llm:
+        together = llm.generate(prompts, params)
+        alone = [llm.generate([prompt], params, keys=[key])[0] for key, prompt in enumerate(prompts)]
+        other = llm.generate(prompts, SamplingParams(max_new_tokens=6, temperature=1.3, top_k=50, seed=12))
+    assert [one.token_ids for one in alone] == [one.token_ids for one in together]
+    assert [one.token_ids for one in other] != [one.token_ids for one in together]
+
+
+def test_what_is_placed_is_what_was_planned(folder: Path, tmp_path: Path) -> None:
+    """Bytes by tier of a model large enough that rows are small beside it; in 16 bits, as the plan counts."""
+    workload = Workload(prompt_len=100, gen_len=28, num_prompts=16)
+    policy = POLICY.replace(
+        gpu_batch_size=8,
+        cache=Split(gpu=0.3, cpu=0.2, disk=0.5),
+        activations=Split(gpu=0.5, cpu=0.25, disk=0.25),
+    )
+    llm = LLM(
+        "dummy:opt-125m",
+        policy=policy,
+        hardware=hardware(),
+        dtype="bfloat16",
+        device="cpu",
+        gpu_memory="2GiB",
+        cpu_memory="1GiB",
+        offload_dir=tmp_path,
+    )
+    with llm:
+        prompts = [[5] * 100] * 16
+        llm.generate(prompts, SamplingParams(max_new_tokens=28, ignore_eos=True))
+        found = llm.measurement
+    assert found is not None
+    stored = llm.spec.total_params * 2
+    cached = 16 * 128 * llm.spec.kv_bytes_per_token(compressed=False) * llm.spec.num_layers
+    hidden = 16 * 100 * llm.spec.hidden_size * 2
+    for tier, weights, attended, activations in (
+        ("gpu", 0.4, 0.3, 0.5),
+        ("cpu", 0.2, 0.2, 0.25),
+        ("disk", 0.4, 0.5, 0.25),
+    ):
+        placed = found.resident_bytes[tier]
+        assert placed["weights"] == pytest.approx(weights * stored, rel=0.02)
+        assert placed["cache"] == pytest.approx(attended * cached, rel=0.02)
+        assert placed["activations"] == pytest.approx(activations * hidden, rel=0.02)
+    assert found.measured.bytes_moved["disk_read"] == pytest.approx(found.predicted.bytes_moved["disk_read"], rel=0.05)
+    again = Measurement.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert again.measured == found.measured
+    assert again.policy == found.policy
+    assert workload.total_len == 128
+
+
+@pytest.mark.parametrize(
+    ("options", "prompts", "message"),
+    [
+        ({}, [[]], r"prompts\[0\] is empty"),
+        ({}, [[5, VOCABULARY]], r"prompts\[0\] holds token 203: ids lie in \[0, 202\]"),
+        ({}, [[5], [5] * 60], r"prompts\[1\] has 60 tokens, 68 with max_new_tokens 8: model .* has 64 positions"),
+        ({}, ["text"], r"prompts\[0\] is text, but model .* has no tokenizer"),
+        ({"dtype": "int8"}, [[5]], "dtype is 'int8'"),
+        ({"gpu_memory": "2 apples"}, [[5]], "2 apples"),
+        ({"gpu_memory": "9000GiB"}, [[5]], "gpu_memory plus cpu_memory is .*: only .* are available"),
+        ({"device": "tpu"}, [[5]], "device is 'tpu'"),
+        ({"fixed": {"gpu_batch_size": 2}}, [[5]], "gpu_batch_size cannot take effect: the policy is given"),
+    ],
+)
+def test_wrong_input_is_one_sentence(folder: Path, tmp_path: Path, options, prompts, message: str) -> None:
+    with pytest.raises(InputError, match=message), engine(folder, tmp_path, **options) as llm:
+        llm.generate(prompts, SamplingParams(max_new_tokens=8))
+
+
+def test_a_policy_that_cannot_fit_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    llm = LLM(
+        "dummy:opt-30b",
+        policy=POLICY.replace(weights=ON_GPU),
+        hardware=hardware(),
+        dtype="bfloat16",
+        device="cpu",
+        gpu_memory=1 * GiB,
+        offload_dir=tmp_path,
+    )
+    with pytest.raises(InfeasibleError, match="GPU memory is exceeded by"):
+        llm.prepare(Workload(prompt_len=16, gen_len=4))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_chooses_a_policy_for_the_first_prompts(folder: Path, tmp_path: Path) -> None:
+    with engine(folder, tmp_path, policy="auto") as llm:
+        with pytest.raises(InputError, match="policy 'auto' is chosen when"):
+            _ = llm.policy
+        found = llm.generate(prompts_of([4, 6]), SamplingParams(max_new_tokens=3, ignore_eos=True))
+        assert not llm.policy.compress_weights
+        assert not llm.policy.compress_cache
+    assert [len(one.token_ids) for one in found] == [3, 3]
+
+
+def test_threads_and_files_are_gone_when_it_is_closed(folder: Path, tmp_path: Path) -> None:
+    import threading
+
+    before = threading.active_count()
+    trace = tmp_path / "trace.json"
+    with engine(folder, tmp_path, trace=trace) as llm:
+        llm.generate(prompts_of([4, 6]), SamplingParams(max_new_tokens=3))
+    assert threading.active_count() == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".tierwise")] == []
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {"gpu_compute", "disk_read", "disk_write", "cpu_to_gpu", "gpu_to_cpu"} <= {e.get("cat") for e in events}
