@@ -213,3 +213,23 @@ def test_shapes_are_checked() -> None:
         Sampler([SamplingParams()], [0, 1])
     with pytest.raises(ValueError, match=r"\(1, vocabulary\) is expected"):
         Sampler([SamplingParams()], [0]).choose(logits(2), 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_chooses_as_the_cpu_does() -> None:
+    """Sums differ in their last bits there, which may move a rare number across a border."""
+    rows = 512
+    kinds = [
+        SamplingParams(),
+        SamplingParams(temperature=1.0, seed=1),
+        SamplingParams(temperature=0.7, top_k=9, seed=2),
+        SamplingParams(temperature=1.3, top_p=0.8, seed=3),
+    ]
+    sampler = Sampler([kinds[row % 4] for row in range(rows)], range(rows))
+    scores = logits(rows)
+    there = sampler.choose(scores.cuda(), 5)
+    assert there.is_cuda
+    same = there.cpu() == sampler.choose(scores, 5)
+    assert same[0::4].all()
+    assert same.float().mean() > 0.99
