@@ -19,6 +19,12 @@ an operand whose batches do not touch: over 512 tokens, a cache with room for 51
 EPYC, torch 2.13, one thread, least of 8, other programs running: trust the ratios). fp32 copies nothing."""
 
 
+QUERY_BLOCK, HEADS_AT_ONCE = 128, 8
+"""Queries and heads of a prompt that attend at a time in bf16 on a CPU: their scores stay in its caches. Of 4 prompts
+of 512 tokens with 32 heads, ``scaled_dot_product_attention`` takes 82 ms at head dim 64 and 114 ms at 128; by blocks
+it takes 41 and 64 ms (AMD EPYC with AVX512-BF16, torch 2.13, two threads, least of 5)."""
+
+
 def prefill(
     q: Tensor,
     k: Tensor,
@@ -42,7 +48,7 @@ def prefill(
     if groups > 1:  # copies of a prompt's keys are small beside its scores; a cache is never copied
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     if bias is None and key_padding_mask is None:
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        return _causal(q, k, v, scale)
     if key_padding_mask is not None and tuple(key_padding_mask.shape) != (batch, tokens):
         raise InputError(f"key_padding_mask has shape {tuple(key_padding_mask.shape)}: it must be {(batch, tokens)}")
     if bias is None and key_padding_mask is not None and q.device.type == "cpu":
@@ -78,12 +84,13 @@ def decode(
     if new_tokens != 1:
         raise InputError(f"q has {new_tokens} tokens: decode takes one")
     room = k_cache.shape[2]
+    if mask is not None and (mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] > room):
+        raise InputError(f"mask has shape {tuple(mask.shape)}: it must be ({batch}, at most {room})")
     if tokens is None:
-        tokens = room if mask is None else mask.shape[-1]
-    if not 1 <= tokens <= room:
-        raise InputError(f"{tokens} tokens are filled: it must be 1 to {room}, the cache's room")
-    if mask is not None and tuple(mask.shape) != (batch, tokens):
-        raise InputError(f"mask has shape {tuple(mask.shape)}: it must be {(batch, tokens)}")
+        tokens = room if mask is None else mask.shape[1]
+    if not 1 <= tokens <= room or (mask is not None and mask.shape[1] != tokens):
+        masked = "" if mask is None else f", and the mask has {mask.shape[1]}"
+        raise InputError(f"tokens is {tokens}: the cache has room for {room}{masked}")
     span = room if _read_whole(k_cache, tokens) else tokens
     products = batch * k_cache.shape[1]
     keys, values = (cache[:, :, :span].reshape(products, span, head_dim) for cache in (k_cache, v_cache))
@@ -160,9 +167,36 @@ def _prefill_left_padded(q: Tensor, k: Tensor, v: Tensor, padding: list[int], sc
             last += 1
         part = (slice(first, last), slice(None), slice(padding[first], None))
         if padding[first] < tokens:
-            out[part] = functional.scaled_dot_product_attention(q[part], k[part], v[part], is_causal=True, scale=scale)
+            out[part] = _causal(q[part], k[part], v[part], scale)
         first = last
     return out
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Causal attention without padding; q, k and v are (batch, heads, tokens, head dim)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return _causal_by_blocks(q, k, v, scale)
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+
+
+def _causal_by_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """A few heads and a block of queries at a time, over the keys up to the block's last; softmax in fp32."""
+    batch, heads, tokens, head_dim = q.shape
+    out = q.new_empty((batch, tokens, heads, head_dim))  # the layout that the layer flattens
+    width = min(QUERY_BLOCK, tokens)
+    future = torch.full((width, width), torch.finfo(torch.float32).min).triu_(1)
+    for prompt in range(batch):
+        for head in range(0, heads, HEADS_AT_ONCE):
+            some = slice(head, head + HEADS_AT_ONCE)
+            queries = (q[prompt, some] * scale).contiguous()
+            keys, values = k[prompt, some].transpose(1, 2).contiguous(), v[prompt, some].contiguous()
+            for start in range(0, tokens, width):
+                stop = min(tokens, start + width)
+                scores = torch.bmm(queries[:, start:stop], keys[:, :, :stop]).float()
+                scores[:, :, start:] += future[: stop - start, : stop - start]
+                weights = torch.softmax(scores, dim=-1).to(v.dtype)
+                out[prompt, start:stop, some] = torch.bmm(weights, values[:, :stop]).transpose(0, 1)
+    return out.transpose(1, 2)
 
 
 def _read_whole(cache: Tensor, tokens: int) -> bool:
