@@ -265,7 +265,9 @@ class Engine:
     ``attention_scores`` says whether prefill attention writes its score matrix to memory (``"stored"``)
     or not (``"fused"``), ``attention_causal_share`` which part of the score matrix is computed.
     ``prefill_rows`` limits the tokens of whole prompts that a layer computes at a time in prefill, which
-    bounds its working memory; ``None``: those of the GPU batch.
+    bounds its working memory; ``None``: those of the GPU batch. ``expanded_weights`` says how much of a
+    layer's 4-bit weights lies in 16 bits at a time: all of it, its largest matrix, or next to nothing.
+    ``buffers`` says whether those for streamed cache are there in decode only, or ``"always"``.
     """
 
     __pydantic_config__ = records.STRICT
@@ -279,6 +281,8 @@ class Engine:
     attention_scores: Literal["fused", "stored"]
     attention_causal_share: Quantity
     prefill_rows: int | None = None
+    expanded_weights: Literal["layer", "matrix", "nothing"] = "layer"
+    buffers: Literal["as needed", "always"] = "as needed"
 
     def __post_init__(self) -> None:
         if self.prefill_rows is not None and self.prefill_rows < 1:

@@ -22,7 +22,7 @@ from runtime.layers import LayerWeights
 from runtime.movers import Movers
 from runtime.weights import Weights
 
-PREFILL_ROWS = {"cpu": 2048, "cuda": 8192}
+PREFILL_ROWS = {"cpu": 1024, "cuda": 8192}
 """Tokens of whole prompts that a layer computes at a time in prefill: enough for the full rate of its products,
 few enough that its working memory is small beside what it works for."""
 

@@ -178,7 +178,8 @@ def linear(x: Tensor, weights: Linear) -> Tensor:
 def _product(x: Tensor, weight: Tensor | Quantized4bitLinear, bias: Tensor | None) -> Tensor:
     if isinstance(weight, Quantized4bitLinear):
         return quantization.linear_4bit(x, weight, bias)
-    return functional.linear(x, weight, bias)
+    # As one matrix: given (batch, 1, in) that is not contiguous, torch multiplies batch copies of the weight.
+    return functional.linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
 def normalize(x: Tensor, norm: Norm | None) -> Tensor:

@@ -319,11 +319,15 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
     def up(amount: Any) -> float:
         return amount.cpu if straight else amount.cpu + amount.disk
 
+    def at_once(tokens: int) -> int:
+        limit = engine.prefill_rows
+        return g if tokens == 1 or limit is None else min(g, max(1, limit // tokens))
+
     def products(params: int, tokens: int) -> float:
         """Of one batch and layer."""
-        compute = 2 * params * g * tokens / gpu.matmul_flops_per_s.at(g * tokens)
+        compute = 2 * params * g * tokens / gpu.matmul_flops_per_s.at(at_once(tokens) * tokens)
         once = gpu.layer_launch_s.effective / 2 + (params / expand if policy.compress_weights else 0)
-        return max(compute, params * 2 / bandwidth) + once
+        return max(compute, params * 2 / bandwidth * g / at_once(tokens)) + once * g / at_once(tokens)
 
     def head(rows: int) -> float:
         """Of one batch."""
@@ -351,7 +355,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         new_bytes = layers * prompts * tokens * kv * cache_value
         wires = {name: getattr(links, path) for name, path in PATHS.items()}
         transfers = layers * k * (c.cpu + c.disk)
-        move("attention", "down", new_bytes * (c.cpu + c.disk), wires["down"].for_cache.effective, 0, 0)
+        move("attention", "down", new_bytes * up(c), wires["down"].for_cache.effective, 0, 0)
         move("attention", "write", new_bytes * c.disk, wires["write"].for_cache.effective, 0, 0)
         if prefill:
             flops = 4 * query * tokens**2 * engine.attention_causal_share.effective
@@ -370,7 +374,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
                     one["compute"] += off * cached / cpu.dequantize_values_per_s.effective
                 if cpu.attention_call_s is not None:
                     one["compute"] += transfers * cpu.attention_call_s.effective
-                vectors_bytes = layers * prompts * query * 2 * off
+                vectors_bytes = 0 if straight else layers * prompts * query * 2 * off
                 move("attention", "down", vectors_bytes, wires["down"].bytes_per_s.effective, 0, 0)
                 move("attention", "up", vectors_bytes, wires["up"].bytes_per_s.effective, 0, 0)
             elif engine.cache_loads == "blocking":
@@ -384,7 +388,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
                 move("attention", "up", cached * cache_value * up(c), wires["up"].for_cache.effective, 0, 0)
         for name, amount in (
             ("up", up(c) + up(a)),
-            ("down", c.cpu + c.disk + a.cpu + a.disk),
+            ("down", up(c) + up(a)),
             ("read", c.disk + a.disk),
             ("write", c.disk + a.disk),
         ):
@@ -395,7 +399,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         two["compute"] += layers * prompts * tokens * elementwise * 2 / bandwidth
         two["compute"] += k * head(tokens if prefill and engine.prefill_logits == "all" else 1)
         hidden = layers * prompts * tokens * h * 2
-        for name, amount in (("up", up(a)), ("down", a.cpu + a.disk), ("read", a.disk), ("write", a.disk)):
+        for name, amount in (("up", up(a)), ("down", up(a)), ("read", a.disk), ("write", a.disk)):
             move("mlp", name, hidden * amount, wires[name].bytes_per_s.effective, 0, 0)
         loads = {"up": up(w), "read": w.disk}
         for name, share in loads.items():
@@ -454,11 +458,13 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         }
         batch_states = 2 * g * tokens * h * 2
         held["gpu"] += (w.cpu + w.disk) * buffer + (a.cpu + a.disk) * batch_states
-        held["gpu"] += g * workspace(tokens, prefill=prefill)
-        held["gpu"] += (attention_params + mlp_params) * 2 if policy.compress_weights else 0
-        if not prefill and not policy.cpu_attention:
+        held["gpu"] += at_once(tokens) * workspace(tokens, prefill=prefill)
+        expanded = {"layer": attention_params + mlp_params, "matrix": h * max(query, model.ffn_size), "nothing": 0}
+        held["gpu"] += expanded[engine.expanded_weights] * 2 if policy.compress_weights else 0
+        buffered = not prefill or engine.buffers == "always"
+        if buffered and not policy.cpu_attention:
             held["gpu"] += (c.cpu + c.disk) * batch_cache
-        if not prefill and policy.cpu_attention and straight:
+        if buffered and policy.cpu_attention and straight:
             held["gpu"] += c.disk * batch_cache
         if not straight:
             held["cpu"] += w.disk * buffer + c.disk * batch_cache + a.disk * batch_states

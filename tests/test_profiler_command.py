@@ -19,6 +19,7 @@ from costmodel import ModelSpec, Workload, search
 from costmodel.hardware import Hardware, quantities
 from profiler import command, effort, offload, session
 from profiler.timing import Results
+from runtime import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 KiB, MiB = 2**10, 2**20

@@ -76,7 +76,7 @@ class Roofline(Formulation):
         attention["gpu_compute"] = amounts.prompts * (
             (_prefill_attention_s(case, tokens) + _cache_quantize_s(case, tokens)) * model.num_layers
         )
-        attention["gpu_to_cpu"] = cache.off_gpu * (new_cache / links.gpu_to_cpu.for_cache.effective)
+        attention["gpu_to_cpu"] = _over_link(case, cache) * (new_cache / links.gpu_to_cpu.for_cache.effective)
         attention["disk_write"] = cache.disk * (new_cache / links.disk_write.for_cache.effective)
         logits = tokens if case.hardware.engine.prefill_logits == "all" else 1
         return _stages(case, amounts, attention, tokens=tokens, logits=logits)
@@ -90,12 +90,13 @@ class Roofline(Formulation):
         attention["gpu_compute"] = (
             amounts.prompts * (_cache_quantize_s(case, 1) * model.num_layers) + cache.gpu * on_gpu
         )
-        attention["gpu_to_cpu"] = cache.off_gpu * (token / links.gpu_to_cpu.for_cache.effective)
+        attention["gpu_to_cpu"] = _over_link(case, cache) * (token / links.gpu_to_cpu.for_cache.effective)
         attention["disk_read"] = cache.disk * (cached / links.disk_read.for_cache.effective)
         attention["disk_write"] = cache.disk * (token / links.disk_write.for_cache.effective)
         if case.switches.cpu_attention:
             # The query goes down and the attention output comes back, one vector each.
-            vector = model.num_heads * model.head_dim * BYTES_PER_VALUE * model.num_layers
+            vector = 0 if _disk_lands_on_gpu(case) else model.num_heads * model.head_dim * BYTES_PER_VALUE
+            vector *= model.num_layers
             attention["cpu_compute"] = cache.off_gpu * (_cpu_attention_s(case, context_len) * model.num_layers)
             if case.hardware.cpu.attention_call_s is not None:
                 call_s = case.hardware.cpu.attention_call_s.effective * model.num_layers
@@ -112,10 +113,12 @@ class Roofline(Formulation):
                 # The launching thread copies K, then V, to a pinned buffer; their transfers run beside what
                 # follows, so only V's is not hidden by its own copies. The disk's threads do not block.
                 waited = cache.cpu * (cached / links.cpu_to_gpu.for_cache.effective)
-                pinned = (_up(case, cache) + cache.cpu * -0.5) * (cached / links.cpu_to_gpu.bytes_per_s.effective)
+                pinned = (_over_link(case, cache) + cache.cpu * -0.5) * (
+                    cached / links.cpu_to_gpu.bytes_per_s.effective
+                )
                 attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + pinned
                 return _stages(case, amounts, attention, tokens=1, logits=1, blocking_load=waited)
-            attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + _up(case, cache) * (
+            attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + _over_link(case, cache) * (
                 cached / links.cpu_to_gpu.for_cache.effective
             )
         return _stages(case, amounts, attention, tokens=1, logits=1)
@@ -147,7 +150,7 @@ class Roofline(Formulation):
             gpu = gpu + amounts.blocks * (_at_once(case, tokens, shape.gpu_batch_low) * _workspace_bytes(case, moment))
             gpu = gpu + amounts.blocks * _dequantized_bytes(case)
             cpu = resident("cpu", tokens)
-            if moment == "decode":
+            if moment == "decode" or case.hardware.engine.buffers == "always":
                 # Attention reads its cache from a staging buffer on the tier where it is computed.
                 gpu = gpu + (batch_cache_disk * float(lands_on_gpu) if switches.cpu_attention else batch_cache)
             if not lands_on_gpu:
@@ -244,7 +247,7 @@ def _weight_loads(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
         return streamed / link.bytes_per_s.effective + layers * link.latency_s.effective
 
     return {
-        "cpu_to_gpu": _up(case, amounts.weights) * seconds(links.cpu_to_gpu),
+        "cpu_to_gpu": _over_link(case, amounts.weights) * seconds(links.cpu_to_gpu),
         "disk_read": amounts.weights.disk * seconds(links.disk_read),
     }
 
@@ -254,8 +257,8 @@ def _hidden_traffic(case: Case, amounts: Amounts[Any], tokens: int) -> dict[Reso
     links, hidden = case.hardware.links, amounts.activations
     volume = tokens * case.model.hidden_size * BYTES_PER_VALUE * case.model.num_layers
     return {
-        "cpu_to_gpu": _up(case, hidden) * (volume / links.cpu_to_gpu.bytes_per_s.effective),
-        "gpu_to_cpu": hidden.off_gpu * (volume / links.gpu_to_cpu.bytes_per_s.effective),
+        "cpu_to_gpu": _over_link(case, hidden) * (volume / links.cpu_to_gpu.bytes_per_s.effective),
+        "gpu_to_cpu": _over_link(case, hidden) * (volume / links.gpu_to_cpu.bytes_per_s.effective),
         "disk_read": hidden.disk * (volume / links.disk_read.bytes_per_s.effective),
         "disk_write": hidden.disk * (volume / links.disk_write.bytes_per_s.effective),
     }
@@ -268,8 +271,8 @@ def _latency(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
     """
     links, cache, hidden = case.hardware.links, amounts.cache, amounts.activations
     moving: dict[Resource, Linear] = {
-        "cpu_to_gpu": _up(case, cache) + _up(case, hidden),
-        "gpu_to_cpu": cache.off_gpu + hidden.off_gpu,
+        "cpu_to_gpu": _over_link(case, cache) + _over_link(case, hidden),
+        "gpu_to_cpu": _over_link(case, cache) + _over_link(case, hidden),
         "disk_read": cache.disk + hidden.disk,
         "disk_write": cache.disk + hidden.disk,
     }
@@ -280,8 +283,8 @@ def _latency(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
     }
 
 
-def _up(case: Case, amount: PerTier[Any]) -> Linear:
-    """What must cross the cpu→gpu link: on a machine whose first tier is host memory, disk reads do not."""
+def _over_link(case: Case, amount: PerTier[Any]) -> Linear:
+    """What must cross the link between the memory tiers: where both are host memory, what is on disk does not."""
     return amount.cpu if _disk_lands_on_gpu(case) else amount.off_gpu
 
 
@@ -411,5 +414,9 @@ def _workspace_bytes(case: Case, moment: str) -> float:
 
 
 def _dequantized_bytes(case: Case) -> float:
-    """GPU bytes of one layer's weights expanded to 16 bits."""
-    return case.model.layer_matrix_params * BYTES_PER_VALUE if case.switches.compress_weights else 0.0
+    """GPU bytes of the weights that lie expanded to 16 bits at a time."""
+    model, extent = case.model, case.hardware.engine.expanded_weights
+    if not case.switches.compress_weights or extent == "nothing":
+        return 0.0
+    widest = max(model.num_heads * model.head_dim, model.ffn_size)
+    return BYTES_PER_VALUE * float(model.layer_matrix_params if extent == "layer" else model.hidden_size * widest)
