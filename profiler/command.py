@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from costmodel import records, units
 from costmodel.commands import outcome, parsing
 from costmodel.errors import InputError
+from costmodel.model import ModelSpec
 
 EPILOG = """\
 examples:
@@ -79,6 +80,12 @@ def _parser(prog: str) -> parsing.Parser:
         type=parsing.quantity("bytes", or_zero=True),
         help="the second tier's budget (default: 80%% of the host memory available; without a GPU, none)",
     )
+    group.add_argument(
+        "--model",
+        metavar="NAME|PATH",
+        help="time layers as wide as this model's: a name of the catalogue, a config.json or its folder (default: "
+        "OPT-6.7B's width, quick: OPT-1.3B's)",
+    )
     group.add_argument("--name", metavar="NAME", help="what to call this machine (default: the file's name)")
     output = parser.add_argument_group("output", "Files are written whole or not at all.")
     output.add_argument(
@@ -116,6 +123,8 @@ def _measure(args: argparse.Namespace) -> int:
     from profiler.effort import EFFORTS
 
     effort = EFFORTS["quick" if args.quick else "thorough" if args.thorough else "default"]
+    if args.model is not None:
+        effort = effort.shaped(ModelSpec.load(args.model))
     request = session.Request(
         effort=effort,
         device=args.device,

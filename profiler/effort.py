@@ -3,6 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 
+from costmodel.model import ModelSpec
+
 KiB, MiB, GiB = 2**10, 2**20, 2**30
 
 
@@ -11,7 +13,9 @@ class Effort:
     """One level of thoroughness.
 
     ``budget_s`` is what the measurements take, start-up excluded. ``working_set_bytes`` is what copies and decode
-    attention walk through: more than any processor's cache holds. ``vocabulary`` is the LM head's rows (OPT's).
+    attention walk through: more than any processor's cache holds. The layer that is timed is OPT's: ``hidden_size``
+    wide, with heads of ``head_dim``, an MLP of ``ffn_size`` (0: four times as wide) and a ``vocabulary``; see
+    :meth:`shaped` for those of another model.
     """
 
     name: str
@@ -30,6 +34,22 @@ class Effort:
     other_dtypes: bool
     working_set_bytes: int = 128 * MiB
     vocabulary: int = 50272
+    head_dim: int = 128
+    ffn_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ffn_size == 0:
+            object.__setattr__(self, "ffn_size", 4 * self.hidden_size)
+
+    def shaped(self, model: ModelSpec) -> "Effort":
+        """The same with the widths of a model's layers and head."""
+        return dataclasses.replace(
+            self,
+            hidden_size=model.hidden_size,
+            head_dim=model.head_dim,
+            ffn_size=model.ffn_size,
+            vocabulary=model.vocab_size,
+        )
 
     def beyond(self, cache_bytes: int) -> "Effort":
         """The same with buffers of at least four times the processor's largest cache, up to 1 GiB."""
@@ -41,19 +61,17 @@ class Effort:
         for hidden_size, needed_bytes in ((4096, 4 * GiB), (2048, 2 * GiB)):
             if narrower.hidden_size >= hidden_size and available_bytes < needed_bytes:
                 narrower = dataclasses.replace(
-                    narrower, hidden_size=hidden_size // 2, working_set_bytes=narrower.working_set_bytes // 2
+                    narrower,
+                    hidden_size=hidden_size // 2,
+                    ffn_size=narrower.ffn_size // 2,
+                    working_set_bytes=narrower.working_set_bytes // 2,
                 )
         return narrower
 
     @property
-    def ffn_size(self) -> int:
-        """Width of the MLP that is timed."""
-        return 4 * self.hidden_size
-
-    @property
     def num_heads(self) -> int:
-        """Attention heads of 128 values."""
-        return self.hidden_size // 128
+        """Attention heads that are as wide as the layer together."""
+        return max(1, self.hidden_size // self.head_dim)
 
 
 EFFORTS = {

@@ -9,17 +9,15 @@ from profiler.effort import Effort
 from profiler.timing import Place, Reading, Results, Task, Timer, time_tasks
 from runtime import attention, layers, quantization
 
-HEAD_DIM = 128
-
 FUSED_ROWS = (1, 8, 128)
 """Rows of the products with 4-bit weights: through the fused kernel, and through dequantised weights."""
 
-_SCALE = HEAD_DIM**-0.5
 
-
-def heads_of(batch: int, heads: int, tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def heads_of(
+    batch: int, heads: int, tokens: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
     """(batch, heads, tokens, head_dim) of random values."""
-    return random_weights(batch * heads * tokens, HEAD_DIM, dtype, device).view(batch, heads, tokens, HEAD_DIM)
+    return random_weights(batch * heads * tokens, head_dim, dtype, device).view(batch, heads, tokens, head_dim)
 
 
 class PrefillAttention:
@@ -35,15 +33,15 @@ class PrefillAttention:
         return time_tasks(self._tasks(), len(self.effort.prompts), timer=timer, budget_s=budget_s, previous=previous)
 
     def _tasks(self) -> Iterator[Task]:
-        heads = self.effort.num_heads
+        heads, head_dim = self.effort.num_heads, self.effort.head_dim
         for tokens in self.effort.prompts:
-            q, k, v = (heads_of(1, heads, tokens, self.dtype, self.device) for _ in range(3))
+            q, k, v = (heads_of(1, heads, tokens, head_dim, self.dtype, self.device) for _ in range(3))
             yield Task(
                 name="prefill_attention",
                 at={"device": self.device.type, "dtype": dtype_name(self.dtype), "heads": heads, "tokens": tokens},
                 unit="FLOP/s",
-                work=4.0 * heads * HEAD_DIM * tokens**2,
-                body=call(attention.prefill, q, k, v, scale=_SCALE),
+                work=4.0 * heads * head_dim * tokens**2,
+                body=call(attention.prefill, q, k, v, scale=head_dim**-0.5),
             )
 
 
@@ -59,24 +57,25 @@ class DecodeAttention:
         """Bytes/s of K and V over context, and seconds of a call over next to nothing."""
         count = len(self.effort.contexts)
         readings = time_tasks(self._tasks(), count, timer=timer, budget_s=budget_s * 0.95, previous=previous)
-        q, k, v = (heads_of(1, self.effort.num_heads, 1, self.dtype, self.device) for _ in range(3))
-        samples = timer.samples(call(attention.decode, q, k, v, scale=_SCALE), budget_s=budget_s * 0.05)
+        head_dim = self.effort.head_dim
+        q, k, v = (heads_of(1, self.effort.num_heads, 1, head_dim, self.dtype, self.device) for _ in range(3))
+        samples = timer.samples(call(attention.decode, q, k, v, scale=head_dim**-0.5), budget_s=budget_s * 0.05)
         at = (("device", self.device.type), ("dtype", dtype_name(self.dtype)))
         return [*readings, Reading(name="attention_call", at=at, unit="s", work=None, samples=samples)]
 
     def _tasks(self) -> Iterator[Task]:
-        heads, dtype = self.effort.num_heads, self.dtype
+        heads, head_dim, dtype = self.effort.num_heads, self.effort.head_dim, self.dtype
         for context in self.effort.contexts:
-            batch = max(1, self.effort.working_set_bytes // (2 * heads * context * HEAD_DIM * dtype.itemsize))
-            q = heads_of(batch, heads, 1, dtype, self.device)
-            k, v = (heads_of(batch, heads, context, dtype, self.device) for _ in range(2))
+            batch = max(1, self.effort.working_set_bytes // (2 * heads * context * head_dim * dtype.itemsize))
+            q = heads_of(batch, heads, 1, head_dim, dtype, self.device)
+            k, v = (heads_of(batch, heads, context, head_dim, dtype, self.device) for _ in range(2))
             at: Place = {"device": self.device.type, "dtype": dtype_name(dtype), "heads": heads, "context": context}
             yield Task(
                 name="decode_attention",
                 at={**at, "batch": batch},
                 unit="bytes/s",
                 work=k.nbytes + v.nbytes,
-                body=call(attention.decode, q, k, v, scale=_SCALE),
+                body=call(attention.decode, q, k, v, scale=head_dim**-0.5),
             )
 
 
@@ -98,11 +97,11 @@ class Quantization:
         return time_tasks(self._tasks(), 2 + len(FUSED_ROWS), timer=timer, budget_s=budget_s, previous=previous)
 
     def _tasks(self) -> Iterator[Task]:
-        heads, hidden = self.effort.num_heads, self.effort.hidden_size
+        heads, head_dim, hidden = self.effort.num_heads, self.effort.head_dim, self.effort.hidden_size
         at: Place = {"device": self.device.type, "dtype": dtype_name(self.dtype)}
-        tokens = max(1, self.effort.working_set_bytes // (32 * heads * HEAD_DIM * self.dtype.itemsize))
-        plain = heads_of(1, heads, tokens, self.dtype, self.device)
-        group_size = quantization.cache_group_size(HEAD_DIM)
+        tokens = max(1, self.effort.working_set_bytes // (32 * heads * head_dim * self.dtype.itemsize))
+        plain = heads_of(1, heads, tokens, head_dim, self.dtype, self.device)
+        group_size = quantization.cache_group_size(head_dim)
         packed = quantization.quantize(plain, group_size=group_size)
         values: Place = {**at, "values": plain.numel()}
         yield Task(
@@ -149,7 +148,9 @@ class WholeLayer:
         samples = timer.samples(narrow, budget_s=budget_s * 0.4)
         readings = [Reading(name="layer_launch", at=at, unit="s", work=None, samples=samples)]
         hidden, heads, context = self.effort.hidden_size, self.effort.num_heads, self.effort.contexts[0]
-        wide = _decode_body(hidden, heads, HEAD_DIM, batch=8, context=context, dtype=self.dtype, device=self.device)
+        wide = _decode_body(
+            hidden, heads, self.effort.head_dim, batch=8, context=context, dtype=self.dtype, device=self.device
+        )
         left_s = max(0.0, budget_s - (timer.now() - began))
         place = (*at, ("hidden", hidden), ("batch", 8), ("context", context))
         samples = timer.samples(wide, budget_s=left_s)

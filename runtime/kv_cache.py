@@ -209,26 +209,20 @@ class KvCache:
         **options: Any,
     ) -> Tensor:
         """Attention over what was loaded and one token more, which is left in the record buffer for :meth:`store`."""
-        road, memory, record = (
-            self._road(place, tier),
-            self._staged(place, turn, tier),
-            self._recorded(place, turn, tier),
-        )
+        road, memory = self._road(place, tier), self._staged(place, turn, tier)
         _wait(self._records_leaving, turn)
-        for half, new in zip(keys_and_values(road.record(record)), (key, value), strict=True):
+        record = road.record(self._recorded(place, turn, tier))
+        for half, new in zip(keys_and_values(record), (key, value), strict=True):
             write(new.squeeze(1), half)
-        parts = [keys_and_values(road.prompt(memory))]
+        prompt = (plain(half, q.dtype) for half in keys_and_values(road.prompt(memory)))
+        later: tuple[Tensor, ...] = (key, value)
         if new_tokens > 1:
-            keys, values = keys_and_values(road.records(memory, new_tokens - 1), dim=1)
-            parts.append((keys, values))
-        pairs = [[plain(half, q.dtype) for half in pair] for pair in parts]
-        pairs[1:] = [[half.transpose(0, 1) for half in pair] for pair in pairs[1:]]
-        pairs.append([key, value])
-        return attention.decode_in_parts(
-            q,
-            [(keys.unsqueeze(1), values.unsqueeze(1)) for keys, values in pairs],
-            **options,
-        )
+            # One contiguous piece: products over records, whose rows lie far apart, take ten times as long.
+            records = keys_and_values(road.records(memory, new_tokens - 1), dim=1)
+            loaded = (plain(half, q.dtype).transpose(0, 1) for half in records)
+            later = tuple(torch.cat(pair, dim=1) for pair in zip(loaded, later, strict=True))
+        parts = [tuple(half.unsqueeze(1) for half in pair) for pair in (tuple(prompt), later)]
+        return attention.decode_in_parts(q, [(keys, values) for keys, values in parts], **options)
 
     # ---------------------------------------------------------------- moving
 

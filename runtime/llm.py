@@ -107,6 +107,7 @@ class LLM:
             hardware,
             device=self.device,
             offload_dir=self._directory,
+            config=config,
             gpu_memory=_bytes("gpu_memory", gpu_memory),
             cpu_memory=_bytes("cpu_memory", cpu_memory),
             say=self._say,

@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from platform import node
+from typing import Any
 
 import torch
 
-from costmodel import units
+from costmodel import records, units
 from costmodel.errors import InputError, TierwiseError
 from costmodel.hardware import Hardware
+from costmodel.model import ModelSpec
 from costmodel.overrides import with_overrides
 from runtime.host_memory import host_memory
 
@@ -36,6 +39,7 @@ def machine(
     *,
     device: torch.device,
     offload_dir: Path,
+    config: Mapping[str, Any],
     gpu_memory: float | None,
     cpu_memory: float | None,
     say: Callable[[str], None],
@@ -48,7 +52,7 @@ def machine(
     if isinstance(given, Hardware):
         found = given
     else:
-        found = Hardware.from_file(given) if given is not None else _profiled(device, offload_dir, say)
+        found = Hardware.from_file(given) if given is not None else _profiled(device, offload_dir, config, say)
     kind = "cuda" if device.type == "cuda" else "cpu"
     if found.gpu.kind != kind:
         raise InputError(
@@ -82,13 +86,17 @@ def _within(what: str, given: float | None, most: float, where: str) -> None:
         raise InputError(f"{what} is {units.format_bytes(given)}: only {units.format_bytes(most)} are {where}")
 
 
-def _profiled(device: torch.device, offload_dir: Path, say: Callable[[str], None]) -> Hardware:
-    """The profile of this machine, device and disk; measured now if there is none yet.
+def _profiled(
+    device: torch.device, offload_dir: Path, config: Mapping[str, Any], say: Callable[[str], None]
+) -> Hardware:
+    """The profile of this machine, device and disk for layers of a model's widths; measured now if there is none yet.
 
     The profiler stands above this package, so it is a program to be run, not a module to be imported.
     """
     disk = os.stat(offload_dir).st_dev  # noqa: PTH116
-    path = cache_directory() / f"profile-{node() or 'machine'}-{device.type}-{disk}.json"
+    widths = ModelSpec.from_config(config, name="model")
+    shape = f"{widths.hidden_size}x{widths.ffn_size}x{widths.head_dim}"
+    path = cache_directory() / f"profile-{node() or 'machine'}-{device.type}-{disk}-{shape}.json"
     if path.exists():
         say(f"using the profile of this machine in {path}")
         return Hardware.from_file(path)
@@ -97,9 +105,12 @@ def _profiled(device: torch.device, offload_dir: Path, say: Callable[[str], None
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be made: {error.strerror} (set TIERWISE_CACHE)") from None
-    command = [sys.executable, "-m", "profiler", "--quick", "--out", str(path), "--device", device.type]
-    command += ["--offload-dir", str(offload_dir)]
-    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with tempfile.TemporaryDirectory(prefix="tierwise-") as folder:
+        described = Path(folder) / "config.json"
+        records.write_json(dict(config), described)
+        command = [sys.executable, "-m", "profiler", "--quick", "--out", str(path), "--device", device.type]
+        command += ["--offload-dir", str(offload_dir), "--model", str(described)]
+        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise TierwiseError(f"profiling this machine failed: {reason[0].removeprefix('error: ')}")
