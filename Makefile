@@ -14,10 +14,10 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two targets asked for at once share one environment: never install in parallel.
 .NOTPARALLEL:
-.PHONY: help demo test lint bench clean distclean
+.PHONY: help demo test test-gpu lint bench clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(CORE) ## search the best policy for a T4: policy JSON and a figure in build/demo
 	@mkdir -p $(DEMO_DIR)
@@ -25,6 +25,9 @@ demo: $(CORE) ## search the best policy for a T4: policy JSON and a figure in bu
 
 test: lint ## check style, types and imports, then run the tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+test-gpu: $(DEV) ## on a machine with a CUDA device: the tests that need one
+	$(BIN)/python -m pytest -m gpu -ra tests
 
 lint: $(DEV) ## check style, types and the direction of imports
 	$(BIN)/ruff check

@@ -2,8 +2,10 @@
 
     TierwiseError            exit code
     ├── InputError           2   a file, flag or value is wrong: names it, its value and the limit
+    │   (runtime.checkpoint.CheckpointError is one)
     ├── InfeasibleError      3   no policy fits: names the limit that fails and what would mend it
-    └── SolverError          4   the LP solver gave no usable answer
+    ├── SolverError          4   the LP solver gave no usable answer
+    └── runtime.disk.DiskError  5   the disk failed or is full
 
 Every message is one sentence for the person who typed the command.
 """

@@ -3,14 +3,12 @@
 import argparse
 import json
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -19,6 +17,7 @@ from costmodel import records, units
 from costmodel.commands import outcome, parsing
 from costmodel.errors import InputError
 from costmodel.model import ModelSpec
+from runtime.interruption import terminated_as_interrupt
 
 EPILOG = """\
 examples:
@@ -103,7 +102,7 @@ def _run(args: argparse.Namespace) -> int:
     for flag, path in (("--out", args.out), ("--plot", args.plot)):
         if isinstance(path, Path):
             _check_writable(flag, path)
-    with _terminated_as_interrupt():
+    with terminated_as_interrupt():
         return _measure(args)
 
 
@@ -151,24 +150,6 @@ def _measure(args: argparse.Namespace) -> int:
     else:
         report.show(found, machine, written)
     return 0
-
-
-@contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that everything is tidied up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -26,22 +26,16 @@ class Block:
         return found
 
 
-def blocks_of(
-    prompt_lens: Sequence[int], gen_lens: Sequence[int], *, gpu_batch_size: int, num_gpu_batches: int
-) -> list[Block]:
-    """Share out prompts, the longest generations and prompts first; every prompt is in one block.
+def in_order(prompt_lens: Sequence[int], gen_lens: Sequence[int]) -> list[int]:
+    """The prompts' indices, the longest generations and prompts first: neighbours make good blocks."""
+    return sorted(range(len(prompt_lens)), key=lambda i: (-gen_lens[i], -prompt_lens[i], i))
 
-    The last block may be short; its prompts are spread evenly over as few batches as hold them.
-    """
-    order = sorted(range(len(prompt_lens)), key=lambda i: (-gen_lens[i], -prompt_lens[i], i))
-    size = gpu_batch_size * num_gpu_batches
-    found = []
-    for start in range(0, len(order), size):
-        part = tuple(order[start : start + size])
-        count = -(-len(part) // gpu_batch_size)
-        edges = [len(part) * number // count for number in range(count + 1)]
-        found.append(Block(indices=part, sizes=tuple(b - a for a, b in pairwise(edges))))
-    return found
+
+def block_of(indices: Sequence[int], gpu_batch_size: int) -> Block:
+    """One block, its prompts spread evenly over as few batches as hold them."""
+    count = -(-len(indices) // gpu_batch_size)
+    edges = [len(indices) * number // count for number in range(count + 1)]
+    return Block(indices=tuple(indices), sizes=tuple(b - a for a, b in pairwise(edges)))
 
 
 def padded(prompts: Sequence[Sequence[int]], *, pad_token_id: int) -> Batch:

@@ -49,7 +49,11 @@ class HiddenStates:
         self._host = [host_buffer(in_host * self._row_bytes, pinned=pinned) for in_host, _ in rooms]
         on_disk = [rows * self._row_bytes for _, rows in rooms]
         self.file, self._offsets = self._open(directory, on_disk)
-        self._relays = [host_buffer(max(on_disk) if pinned else 0, pinned=True) for _ in range(2)]
+        relay_bytes = max(on_disk) if pinned else 0
+        self._load_relays, self._store_relays = (
+            [host_buffer(relay_bytes, pinned=True) for _ in range(2)] for _ in range(2)
+        )
+        self._storing: dict[int, Pending] = {}
         self.bytes_on = {
             "gpu": sum(self._cut(prompts * length)[0] for prompts, length in batches) * self._row_bytes,
             "cpu": sum(part.nbytes for part in self._host),
@@ -57,7 +61,7 @@ class HiddenStates:
         }
         self.buffer_bytes = {
             "gpu": 2 * self._staging[0].nbytes,
-            "cpu": sum(relay.nbytes for relay in self._relays),
+            "cpu": 4 * relay_bytes,
         }
 
     def put(self, batch: int, hidden: Tensor) -> None:
@@ -93,12 +97,14 @@ class HiddenStates:
             pending.append(self._movers.down(self._host[batch][: source.nbytes], source, name=f"hidden {batch}"))
         if len(leaving) > in_host and self.file is not None:
             source = _bytes(leaving[in_host:])
-            relay = self._relays[batch % 2][: source.nbytes] if source.is_cuda else None
-            for earlier in self._stored.get(batch - 2, ()):
-                earlier.synchronize()
-            pending.append(
-                self._movers.store(self.file, self._offsets[batch], source, relay=relay, name=f"hidden {batch}")
-            )
+            relay = None
+            if source.is_cuda:
+                relay = self._store_relays[batch % 2][: source.nbytes]
+                if batch % 2 in self._storing:
+                    self._storing[batch % 2].synchronize()
+            storing = self._movers.store(self.file, self._offsets[batch], source, relay=relay, name=f"hidden {batch}")
+            self._storing[batch % 2] = storing
+            pending.append(storing)
         self._stored[batch] = pending
 
     def load(self, batch: int, turn: int) -> None:
@@ -117,7 +123,7 @@ class HiddenStates:
             )
         nbytes = (rows - second) * self._row_bytes
         if nbytes and self.file is not None:
-            relay = self._relays[turn % 2][:nbytes] if target.is_cuda else None
+            relay = self._load_relays[turn % 2][:nbytes] if target.is_cuda else None
             pending.append(
                 self._movers.load(
                     self.file,

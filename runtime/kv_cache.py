@@ -215,7 +215,8 @@ class KvCache:
         for half, new in zip(keys_and_values(record), (key, value), strict=True):
             write(new.squeeze(1), half)
         prompt = (plain(half, q.dtype) for half in keys_and_values(road.prompt(memory)))
-        later: tuple[Tensor, ...] = (key, value)
+        # What was stored, not what was to be stored: in 4 bits the two differ, and every tier must give the same.
+        later = tuple(plain(half, q.dtype).unsqueeze(1) for half in keys_and_values(record))
         if new_tokens > 1:
             # One contiguous piece: products over records, whose rows lie far apart, take ten times as long.
             records = keys_and_values(road.records(memory, new_tokens - 1), dim=1)
@@ -229,6 +230,8 @@ class KvCache:
     def load(self, place: Place, turn: int, new_tokens: int) -> None:
         """Begin to bring the carried rows, ``new_tokens`` after the prompt included, to where they are attended."""
         after = [*self._stored.pop(place, ()), *self._prompts_leaving.pop(turn % 2, ())]
+        if self._relays:  # a record may still be on its way to disk through the relay of this turn
+            after += self._records_leaving.get(turn % 2, ())
         pending = self._loading.setdefault(turn, [])
         name = f"cache {place[0]}.{place[1]}"
         if place in self._host and self.shares[place].cpu:

@@ -7,7 +7,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -26,7 +26,7 @@ from costmodel.policy import Policy
 from costmodel.search import search
 from costmodel.workload import Workload
 from runtime import dummy, environment, tiers, tokens
-from runtime.blocks import Block, blocks_of, padded
+from runtime.blocks import Block, block_of, in_order, padded
 from runtime.checkpoint import open_checkpoint
 from runtime.execute import BlockRun, BlockTimes
 from runtime.image import Image, open_image
@@ -302,19 +302,26 @@ class LLM:
         prompt_lens, gen_lens = [len(prompt) for prompt in ids], [one.max_new_tokens for one in each]
         workload = Workload(prompt_len=max(prompt_lens), gen_len=max(gen_lens), num_prompts=len(prompts))
         self.prepare(workload)
-        shape = self._fitting(workload)
-        blocks = blocks_of(
-            prompt_lens, gen_lens, gpu_batch_size=shape.gpu_batch_size, num_gpu_batches=shape.num_gpu_batches
-        )
         job = _Job(ids, each, list(keys) if keys is not None else list(range(len(prompts))))
         job.on_text, job.on_token, job.on_progress = on_text, on_token, on_progress
         meter = Meter(self._timeline)
-        for block in blocks:
+        for block in self._blocks(prompt_lens, gen_lens):
             meter.add(self._run_block(block, job))
             if on_block is not None:
                 on_block(block.indices, [job.completions[index] for index in block.indices])
-        self.measurement = self._measured(meter, shape, workload)
+        self.measurement = self._measured(meter, self._fitting(workload), workload)
         return [job.completions[index] for index in range(len(prompts))]
+
+    def _blocks(self, prompt_lens: Sequence[int], gen_lens: Sequence[int]) -> Iterator[Block]:
+        """Share out the prompts; where some are longer than planned, their blocks hold fewer."""
+        left = in_order(prompt_lens, gen_lens)
+        while left:
+            some = left[: self.policy.block_size]
+            longest = max(prompt_lens[i] for i in some), max(gen_lens[i] for i in some)
+            workload = Workload(prompt_len=longest[0], gen_len=longest[1], num_prompts=len(some))
+            shape = self._fitting(workload)
+            yield block_of(left[: shape.block_size], shape.gpu_batch_size)
+            left = left[shape.block_size :]
 
     def _fitting(self, workload: Workload) -> Policy:
         """The policy with its batch shape made to fit these prompts: fewer than planned, or longer ones."""

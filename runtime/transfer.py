@@ -114,7 +114,8 @@ class Copier:
             self._zero[1].synchronize()
         base, zero = self._zero
         done = [entry for entry in self._timed if entry[3].query()]  # type: ignore[no-untyped-call]
-        self._timed = [entry for entry in self._timed if entry not in done]
+        for entry in done:
+            self._timed.remove(entry)  # other threads append meanwhile
         for link, name, start, stop, nbytes in done:
             first, last = (base + zero.elapsed_time(event) / 1e3 for event in (start, stop))
             self._observer(link, name, first, last, nbytes)

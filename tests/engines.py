@@ -4,11 +4,12 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from costmodel.policy import Policy, Split
 from costmodel.workload import Workload
@@ -140,3 +141,26 @@ def _logits(sequence: Sequence[int], vocabulary: int) -> torch.Tensor:
     logits = torch.randn(vocabulary, generator=generator) * 2
     logits[0] += 1.0
     return logits
+
+
+def save_model(folder: Path) -> None:
+    """A tiny checkpoint with a tokenizer, whose greedy texts vary and sometimes end by themselves."""
+    torch.manual_seed(3)
+    config = OPTConfig(
+        vocab_size=320,
+        hidden_size=64,
+        num_attention_heads=4,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        word_embed_proj_dim=64,
+        max_position_embeddings=96,
+        eos_token_id=0,
+        bos_token_id=0,
+        pad_token_id=1,
+    )
+    made = OPTForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    made.save_pretrained(folder)
+    byte_level().save_pretrained(folder)

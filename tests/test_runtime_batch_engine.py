@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from engines import byte_level
-from transformers import OPTConfig, OPTForCausalLM
+from engines import save_model
+from transformers import OPTForCausalLM
 
 from costmodel.policy import Policy, Split
 from runtime.interruption import Stopped
@@ -29,25 +29,7 @@ POLICY = Policy(weights=MIXED, cache=MIXED, activations=MIXED, gpu_batch_size=2,
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint with a tokenizer, whose greedy texts vary and sometimes end by themselves."""
     folder: Path = tmp_path_factory.mktemp("model")
-    torch.manual_seed(3)
-    config = OPTConfig(
-        vocab_size=320,
-        hidden_size=64,
-        num_attention_heads=4,
-        ffn_dim=96,
-        num_hidden_layers=2,
-        word_embed_proj_dim=64,
-        max_position_embeddings=96,
-        eos_token_id=0,
-        bos_token_id=0,
-        pad_token_id=1,
-    )
-    made = OPTForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3)
-    made.save_pretrained(folder)
-    byte_level().save_pretrained(folder)
+    save_model(folder)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Any policy yields the logits and tokens that transformers yields."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from transformers import OPTConfig, OPTForCausalLM
 
 from costmodel.policy import Policy, Split
+from runtime import quantization
+from runtime.cache_format import CacheFormat
 from runtime.execute import Batch, BlockRun
 from runtime.image import open_image
+from runtime.kv_cache import CacheShape, shares
 from runtime.movers import Movers
 from runtime.timeline import Timeline
 from runtime.weights import Weights
@@ -100,9 +104,11 @@ def ours(
     return joined, joined.argmax(-1), run
 
 
-def theirs(layout: str, prompts: list[list[int]], gen_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+def theirs(
+    layout: str, prompts: list[list[int]], gen_len: int, model: OPTForCausalLM | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, one prompt at a time and without a cache."""
-    model = reference(layout)
+    model = model or reference(layout)
     all_logits, all_tokens = [], []
     for prompt in prompts:
         ids, logits = list(prompt), []
@@ -149,3 +155,105 @@ def test_any_policy_gives_the_logits_of_transformers(
     logits, tokens, _ = ours(saved(layout, folder), policy, folder, prompts, gen_len)
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
     assert tokens.tolist() == expected_tokens.tolist()
+
+
+# ------------------------------------------------------------------ narrower types, against what they promise
+
+
+def relative_rmse(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+def dequantised(layout: str) -> OPTForCausalLM:
+    """transformers' model with the weights of its layers as 4 bits leave them."""
+    model = copy.deepcopy(reference(layout))
+    for layer in model.model.decoder.layers:
+        attention = layer.self_attn
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, layer.fc1, layer.fc2):
+            packed = quantization.quantize_linear(linear.weight.data)
+            linear.weight.data = quantization.dequantize_linear(packed, dtype=torch.float32).contiguous()
+    return model
+
+
+@pytest.mark.parametrize("layout", ["pre-norm", "opt-350m", "head dim 20"])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(policy=policies, prompts=prompt_lists)
+def test_compressed_weights_are_exactly_the_dequantised_ones(
+    layout: str, folder: Path, policy: Policy, prompts: list[list[int]]
+) -> None:
+    expected, _ = theirs(layout, prompts, 3, model=dequantised(layout))
+    logits, _, _ = ours(saved(layout, folder), policy.replace(compress_weights=True), folder, prompts, 3)
+    torch.testing.assert_close(logits[:, 0], expected[:, 0], rtol=0, atol=1e-4)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(policy=policies, prompts=prompt_lists)
+def test_a_compressed_cache_gives_the_same_wherever_it_lies(
+    folder: Path, policy: Policy, prompts: list[list[int]]
+) -> None:
+    resident = policy.replace(cache=Split(gpu=1, cpu=0, disk=0), cpu_attention=False, compress_cache=True)
+    expected, expected_tokens, _ = ours(saved("pre-norm", folder), resident, folder, prompts, 5)
+    logits, tokens, _ = ours(saved("pre-norm", folder), policy.replace(compress_cache=True), folder, prompts, 5)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    assert tokens.tolist() == expected_tokens.tolist()
+
+
+def test_a_compressed_cache_stays_near_the_plain_one(folder: Path) -> None:
+    """The first token needs no cache and is exact; the next one attends to keys and values rounded to 4 bits."""
+    prompts = [[5, 9, 11, 40, 77, 3, 8], [9, 9, 17, 2, 100, 51, 60]]
+    policy = Policy(
+        weights=Split(gpu=1, cpu=0, disk=0),
+        cache=Split(gpu=0.5, cpu=0, disk=0.5),
+        activations=Split(gpu=1, cpu=0, disk=0),
+        gpu_batch_size=2,
+        num_gpu_batches=1,
+    )
+    plain, _, _ = ours(saved("pre-norm", folder), policy, folder, prompts, 2)
+    packed, _, _ = ours(saved("pre-norm", folder), policy.replace(compress_cache=True), folder, prompts, 2)
+    torch.testing.assert_close(packed[:, 0], plain[:, 0], rtol=0, atol=1e-4)
+    assert 0 < relative_rmse(packed[:, 1], plain[:, 1]) < 0.2
+
+
+@pytest.mark.parametrize("layout", ["pre-norm", "opt-350m"])
+def test_bfloat16_stays_near_float32(layout: str, folder: Path) -> None:
+    prompts = [[5, 9, 11, 40, 77, 3, 8], [9, 17, 2]]
+    policy = Policy(
+        weights=Split(gpu=0.3, cpu=0.3, disk=0.4),
+        cache=Split(gpu=0.5, cpu=0.2, disk=0.3),
+        activations=Split(gpu=1, cpu=0, disk=0),
+        gpu_batch_size=2,
+        num_gpu_batches=1,
+    )
+    expected, _ = theirs(layout, prompts, 1)
+    logits, _, _ = ours(saved(layout, folder), policy, folder, prompts, 1, dtype=torch.bfloat16)
+    assert relative_rmse(logits, expected) < 0.05
+
+
+# ------------------------------------------------------------------ the shares of the cache
+
+
+@given(
+    split=splits(),
+    layers=st.integers(1, 6),
+    kv_heads=st.integers(1, 5),
+    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+)
+def test_rows_of_the_cache_miss_the_split_by_less_than_one(
+    split: Split, layers: int, kv_heads: int, sizes: list[int]
+) -> None:
+    shape = CacheShape(
+        num_layers=layers,
+        num_kv_heads=kv_heads,
+        format=CacheFormat(head_dim=8, dtype=torch.float32, compressed=False),
+        batch_sizes=tuple(sizes),
+        prompt_lens=(3,) * len(sizes),
+        new_tokens=2,
+    )
+    found = shares(shape, split)
+    total = layers * kv_heads * sum(sizes)
+    for tier in ("gpu", "cpu", "disk"):
+        rows = sum(getattr(share, tier) for share in found.values())
+        assert abs(rows - getattr(split, tier) * total) <= 1
+    for (_, batch), share in found.items():
+        assert share.gpu + share.cpu + share.disk == kv_heads * sizes[batch]
+        assert min(share.gpu, share.cpu, share.disk) >= 0
