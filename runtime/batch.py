@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 import costmodel
 from costmodel import records, units
 from costmodel.commands import outcome, parsing, terminal
+from costmodel.errors import InfeasibleError
 from costmodel.policy import Policy
 from runtime import engine_flags, progress_bar
 from runtime.interruption import terminated_as_interrupt
 from runtime.job_source import Source
 
 if TYPE_CHECKING:
-    from runtime.engine import Load
+    from costmodel.workload import Workload
+    from runtime.engine import Engine, Load
     from runtime.job_log import JobLog
     from runtime.jobs import Progress
 
@@ -42,6 +44,9 @@ examples:
 exit codes: 0 done (there may be error records), 2 bad input, 3 nothing fits, 5 the disk failed,
 130 interrupted
 """
+
+
+_MOST_BLOCK_S = 1800.0
 
 
 def main(
@@ -69,6 +74,14 @@ def _parser(prog: str) -> parsing.Parser:
     files.add_argument("--resume", action="store_true", help="keep the answers that OUT has, and do the rest")
     files.add_argument(
         "--json", metavar="FILE|-", type=parsing.json_file, help="write a summary as JSON; - is standard output"
+    )
+    files.add_argument(
+        "--max-latency",
+        metavar="TIME",
+        type=parsing.seconds,
+        default=_MOST_BLOCK_S,
+        help="the longest that a block should take, where the policy is searched: answers are saved block by block, so "
+        "this is what a kill may cost (default: 30min, longer if no policy is as quick)",
     )
     engine_flags.add_engine(parser)
     engine_flags.add_sampling(
@@ -119,7 +132,7 @@ def _answer(args: argparse.Namespace, source: Source, log: "JobLog", load: "Load
     log.check(job)
     with load(args, policy=policy) as engine:
         if policy is None and args.policy == engine_flags.AUTO:
-            engine_flags.prepare(engine, source.workload)  # chooses the policy, which the manifest records
+            _choose(engine, source.workload, args.max_latency)  # the manifest records it
         origin = {
             "version": costmodel.__version__,
             "input": str(source.path),
@@ -132,6 +145,14 @@ def _answer(args: argparse.Namespace, source: Source, log: "JobLog", load: "Load
         with progress_bar.bar("answering") as show:
             report = None if show is None else _reporter(show)
             return run_batch(engine, source, log, defaults=defaults, report=report)
+
+
+def _choose(engine: "Engine", workload: "Workload", max_latency_s: float) -> None:
+    """Search the policy among those whose blocks are quick enough, or among all where none is."""
+    try:
+        engine_flags.prepare(engine, dataclasses.replace(workload, max_latency_s=max_latency_s))
+    except InfeasibleError:
+        engine_flags.prepare(engine, workload)
 
 
 def _reporter(show: Callable[[float, str], None]) -> Callable[["Progress"], None]:

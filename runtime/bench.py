@@ -12,9 +12,9 @@ from costmodel import records, units, words
 from costmodel.commands import arguments, outcome, parsing, terminal
 from costmodel.errors import InputError
 from costmodel.formulations.base import LINKS
-from costmodel.policy import TIERS, Policy, splits_from_percent
+from costmodel.policy import TIERS, splits_from_percent
 from costmodel.workload import Workload
-from runtime import engine_flags, progress_bar
+from runtime import engine_flags, progress_bar, run_report
 from runtime.interruption import terminated_as_interrupt
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ exit codes: 0 done, 2 bad input, 3 nothing fits, 5 the disk failed, 130 interrup
 """
 
 _SEED = 1
+_MOST_BLOCK_S = 600.0
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "tierwise bench") -> int:
@@ -59,6 +60,13 @@ def _parser(prog: str) -> parsing.Parser:
     group.add_argument("--gen-len", metavar="TOKENS", type=tokens, default=32, help="(default: %(default)s)")
     group.add_argument(
         "--num-prompts", metavar="N", type=parsing.whole_number(1), help="prompts to run (default: one block)"
+    )
+    group.add_argument(
+        "--max-latency",
+        metavar="TIME",
+        type=parsing.seconds,
+        default=_MOST_BLOCK_S,
+        help="the longest that a block may take by the prediction, where the policy is searched (default: 10min)",
     )
     group.add_argument(
         "--usable-fraction", metavar="SHARE", type=parsing.fraction, help="the share of each budget to plan with"
@@ -120,7 +128,12 @@ def _measure(args: argparse.Namespace, fixed: dict[str, Any]) -> "Measurement":
     from runtime.machine import USABLE_FRACTION
     from runtime.sampling import SamplingParams
 
-    workload = Workload(prompt_len=args.prompt_len, gen_len=args.gen_len, num_prompts=args.num_prompts)
+    workload = Workload(
+        prompt_len=args.prompt_len,
+        gen_len=args.gen_len,
+        num_prompts=args.num_prompts,
+        max_latency_s=args.max_latency if args.policy == engine_flags.AUTO else None,
+    )
     with LLM(
         args.model,
         policy=args.policy,
@@ -136,8 +149,8 @@ def _measure(args: argparse.Namespace, fixed: dict[str, Any]) -> "Measurement":
         say=engine_flags.say,
     ) as llm:
         plan = llm.prepare(workload)
-        engine_flags.say(f"policy: {described(plan.policy)}")
-        engine_flags.say(f"predicted: {words.number(plan.predicted.throughput_tok_per_s)} token/s")
+        for line in run_report.plan_lines(plan):
+            engine_flags.say(line)
         count = args.num_prompts or plan.policy.block_size
         generator = torch.Generator().manual_seed(_SEED)
         prompts = torch.randint(llm.vocab_size, (count, args.prompt_len), generator=generator).tolist()
@@ -146,16 +159,6 @@ def _measure(args: argparse.Namespace, fixed: dict[str, Any]) -> "Measurement":
             llm.generate(prompts, params, on_progress=report)
         assert llm.measurement is not None
         return llm.measurement
-
-
-def described(policy: Policy) -> str:
-    """A policy in a line."""
-    splits = (
-        f"{words.KINDS[kind]} {'/'.join(f'{100 * getattr(getattr(policy, kind), tier):.3g}' for tier in TIERS)} %"
-        for kind in ("weights", "cache", "activations")
-    )
-    tiers = "/".join(words.tier_name(tier) for tier in TIERS)
-    return f"{words.batches(policy)}; {', '.join(splits)} on {tiers}; {', '.join(words.switches(policy))}"
 
 
 def show(measurement: "Measurement", written: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from engines import save_model
+from engines import byte_level, save_model
 from transformers import OPTForCausalLM
 
 from costmodel.policy import Policy, Split

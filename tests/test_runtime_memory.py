@@ -1,0 +1,87 @@
+"""What a run takes of the machine's memory, by the kernel's count, against what was predicted and allowed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from costmodel.units import GiB, MiB
+
+ROOT = Path(__file__).resolve().parent.parent
+HARDWARE = ROOT / "costmodel" / "catalog" / "hardware" / "cpu-laptop.json"
+
+CONSTANT_BYTES = 0.4 * GiB
+"""What the process takes beside the budgets: interpreter, torch and its libraries (docs/runtime.md)."""
+
+
+def measured(folder: Path, *flags: str) -> tuple[dict, int]:
+    """The Measurement of a bench in a process of its own, and that process's own peak."""
+    program = (
+        "import sys; from runtime.bench import main; code = main(sys.argv[1:]);"
+        "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0].split()[1], file=sys.stderr);"
+        "sys.exit(code)"
+    )
+    command = [sys.executable, "-c", program, "--offload-dir", str(folder), "--json", str(folder / "m.json")]
+    done = subprocess.run(
+        [*command, "--hardware", str(HARDWARE), "--device", "cpu", "--dtype", "bfloat16", *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    # The peak is reset when a run begins: the kernel's mark is that of the run.
+    return json.loads((folder / "m.json").read_text()), int(done.stderr.split()[-1]) * 1024
+
+
+SHAPE = ("--prompt-len", "48", "--gen-len", "8", "--gpu-batch-size", "24", "--num-gpu-batches", "2")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--percent", "100", "0", "100", "0", "100", "0"),
+        ("--percent", "30", "20", "40", "20", "100", "0", "--cpu-memory", "400MiB"),
+        ("--percent", "60", "0", "50", "0", "50", "0", "--compress-weights", "on"),
+        ("--percent", "50", "0", "30", "0", "100", "0", "--compress-cache", "on"),
+    ],
+    ids=["resident", "three tiers", "4-bit weights", "4-bit cache"],
+)
+def test_the_peak_is_the_predicted_one(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """OPT-350M, so that 5 % are more than the rounding of pages and heaps; and within the budgets and the constant."""
+    found, peak = measured(tmp_path, "--model", "dummy:opt-350m", "--gpu-memory", "1500MiB", *SHAPE, *flags)
+    predicted, own = found["predicted"]["peak_bytes"], found["measured"]["peak_bytes"]
+    both = predicted["gpu"] + predicted["cpu"]
+    assert own["gpu"] + own["cpu"] == pytest.approx(both, rel=0.05, abs=24 * MiB)
+    assert peak <= both + CONSTANT_BYTES
+    placed = found["resident_bytes"]
+    for kind in ("weights", "cache"):
+        total = sum(placed[tier][kind] for tier in placed)
+        for tier in placed:
+            share = found["policy"][kind][tier]
+            assert placed[tier][kind] == pytest.approx(share * total, rel=0.02, abs=0.002 * total)
+
+
+def test_a_budget_far_below_the_model_is_kept(tmp_path: Path) -> None:
+    """The search plans within the budget, and the run stays within what was planned."""
+    budget = 420 * MiB
+    found, peak = measured(
+        tmp_path,
+        "--model",
+        "dummy:opt-350m",
+        "--gpu-memory",
+        f"{budget}B",
+        "--prompt-len",
+        "32",
+        "--gen-len",
+        "8",
+        "--num-prompts",
+        "16",
+    )
+    assert found["policy"]["weights"]["disk"] > 0.2
+    assert found["predicted"]["peak_bytes"]["gpu"] <= budget
+    assert peak <= budget + CONSTANT_BYTES
