@@ -1,6 +1,7 @@
 """Measure one policy on random prompts, beside what was predicted for it."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from costmodel.errors import InputError
 from costmodel.formulations.base import LINKS
 from costmodel.policy import TIERS, splits_from_percent
 from costmodel.workload import Workload
-from runtime import engine_flags, progress_bar, run_report
+from runtime import engine_flags, progress_bar
 from runtime.interruption import terminated_as_interrupt
 
 if TYPE_CHECKING:
@@ -134,23 +135,26 @@ def _measure(args: argparse.Namespace, fixed: dict[str, Any]) -> "Measurement":
         num_prompts=args.num_prompts,
         max_latency_s=args.max_latency if args.policy == engine_flags.AUTO else None,
     )
-    with LLM(
-        args.model,
-        policy=args.policy,
-        hardware=args.hardware,
-        gpu_memory=args.gpu_memory,
-        cpu_memory=args.cpu_memory,
-        offload_dir=args.offload_dir,
-        device=args.device,
-        dtype=args.dtype,
-        fixed=fixed,
-        usable_fraction=args.usable_fraction or USABLE_FRACTION,
-        trace=args.trace,
-        say=engine_flags.say,
-    ) as llm:
+    conversions = progress_bar.Conversions()
+    with (
+        contextlib.closing(conversions),
+        LLM(
+            args.model,
+            policy=args.policy,
+            hardware=args.hardware,
+            gpu_memory=args.gpu_memory,
+            cpu_memory=args.cpu_memory,
+            offload_dir=args.offload_dir,
+            device=args.device,
+            dtype=args.dtype,
+            fixed=fixed,
+            usable_fraction=args.usable_fraction or USABLE_FRACTION,
+            trace=args.trace,
+            say=engine_flags.say,
+            progress=conversions,
+        ) as llm,
+    ):
         plan = llm.prepare(workload)
-        for line in run_report.plan_lines(plan):
-            engine_flags.say(line)
         count = args.num_prompts or plan.policy.block_size
         generator = torch.Generator().manual_seed(_SEED)
         prompts = torch.randint(llm.vocab_size, (count, args.prompt_len), generator=generator).tolist()

@@ -15,7 +15,7 @@ from costmodel.commands import parsing
 from costmodel.errors import InputError
 from costmodel.policy import Policy
 from costmodel.workload import Workload
-from runtime import progress_bar, run_report
+from runtime import progress_bar
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -185,16 +185,13 @@ def load_engine(args: argparse.Namespace, *, policy: Policy | None = None) -> "I
 
 
 def prepare(engine: "Engine", workload: Workload) -> "Plan | None":
-    """Choose and load, and say what was chosen; a plan for more tokens than the model has positions is cut."""
+    """Choose and load; a plan for more tokens than the model has positions is cut."""
     most = engine.max_positions
     if most is not None:
         gen_len = min(workload.gen_len, max(1, most - 1))
         prompt_len = min(workload.prompt_len, max(1, most - gen_len))
         workload = dataclasses.replace(workload, prompt_len=prompt_len, gen_len=gen_len)
-    plan = engine.prepare(workload)
-    for line in [] if plan is None else run_report.plan_lines(plan):
-        say(line)
-    return plan
+    return engine.prepare(workload)
 
 
 def require_torch() -> None:

@@ -5,6 +5,7 @@
 ...     llm.generate(["Paris is the capital of"], SamplingParams(max_new_tokens=32))
 """
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from costmodel.model import ModelSpec
 from costmodel.policy import Policy
 from costmodel.search import search
 from costmodel.workload import Workload
-from runtime import dummy, environment, tiers, tokens
+from runtime import dummy, environment, run_report, tiers, tokens
 from runtime.blocks import Block, block_of, in_order, padded
 from runtime.checkpoint import open_checkpoint
 from runtime.execute import BlockRun, BlockTimes
@@ -38,6 +39,8 @@ from runtime.sampling import Sampler, SamplingParams
 from runtime.sequences import Completion, Sequences
 from runtime.timeline import Timeline
 from runtime.weights import Weights
+
+LOGGER = logging.getLogger("tierwise")
 
 AUTO = "auto"
 
@@ -72,7 +75,8 @@ class LLM:
     (``gpu_batch_size``, ``num_gpu_batches``, ``splits``, ``switches``); lossy 4-bit storage is not
     searched unless its switches say so. ``usable_fraction`` of each budget is planned with.
 
-    ``say`` is told what goes on, one sentence at a time; ``progress(what, done, total)`` counts the bytes
+    ``say`` is told what goes on, one sentence at a time, the policy and its prediction before they are run
+    (by default the logger ``tierwise`` is told); ``progress(what, done, total)`` counts the bytes
     of a conversion. Use as a context manager, or call :meth:`close`.
     """
 
@@ -94,7 +98,7 @@ class LLM:
         say: Say | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        self._say: Say = say or (lambda sentence: None)
+        self._say: Say = say or LOGGER.info
         self._progress, self._trace = progress, trace
         self.device = tiers.select_device(device)
         self.dtype = _dtype(dtype, self.device)
@@ -205,6 +209,8 @@ class LLM:
                 f"this policy does not fit: {told} (raise gpu_memory or cpu_memory, shrink the batch, or let the "
                 "search choose with policy 'auto')"
             )
+        for line in run_report.plan_lines(plan):
+            self._say(line)
         self.plan = plan
         self._place(plan)
         return plan

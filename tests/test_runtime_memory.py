@@ -21,7 +21,8 @@ def measured(folder: Path, *flags: str) -> tuple[dict, int]:
     """The Measurement of a bench in a process of its own, and that process's own peak."""
     program = (
         "import sys; from runtime.bench import main; code = main(sys.argv[1:]);"
-        "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0].split()[1], file=sys.stderr);"
+        "status = open('/proc/self/status').read();"
+        "print(status.split('VmHWM:')[1].split()[0], file=sys.stderr);"
         "sys.exit(code)"
     )
     command = [sys.executable, "-c", program, "--offload-dir", str(folder), "--json", str(folder / "m.json")]
