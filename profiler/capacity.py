@@ -9,12 +9,10 @@ from costmodel.errors import InputError
 from costmodel.units import GiB
 from runtime import tiers
 from runtime.host_memory import HostMemory, host_memory
+from runtime.machine import HOST_SHARE, within
 
 LEAST_MEMORY_BYTES = 2**30
 """Host memory that profiling needs."""
-
-HOST_SHARE = 0.8
-"""The share of available host memory that tiers get unless a budget is given; the rest is the process's own."""
 
 PIN_AT_MOST_BYTES = 8 * GiB
 """Pinning is tried up to here: it takes about 0.3 s a GiB."""
@@ -48,14 +46,14 @@ def capacity(
     gpu, cpu = gpu_memory_bytes, cpu_memory_bytes
     if device.type == "cuda":
         free = float(torch.cuda.mem_get_info(device)[0])
-        _within("--gpu-memory", gpu, free, "free on the GPU")
-        _within("--cpu-memory", cpu, host.available_bytes, f"available in host memory ({host.limited_by})")
+        within("--gpu-memory", gpu, free, "free on the GPU")
+        within("--cpu-memory", cpu, host.available_bytes, f"available in host memory ({host.limited_by})")
         gpu_bytes, gpu_origin = (free, "free on the GPU") if gpu is None else (gpu, "given as --gpu-memory")
         cpu_bytes, cpu_origin = (share, default) if cpu is None else (cpu, "given as --cpu-memory")
     else:
         second = 0.0 if cpu is None else cpu
         total = second + (0.0 if gpu is None else gpu)
-        _within("--gpu-memory plus --cpu-memory", total, host.available_bytes, f"available ({host.limited_by})")
+        within("--gpu-memory plus --cpu-memory", total, host.available_bytes, f"available ({host.limited_by})")
         gpu_bytes, gpu_origin = (max(share - second, 0.0), default) if gpu is None else (gpu, "given as --gpu-memory")
         if gpu_bytes <= 0:
             raise InputError(
@@ -71,11 +69,6 @@ def capacity(
         pinnable_bytes=pinnable(min(cpu_bytes, PIN_AT_MOST_BYTES)) if device.type == "cuda" else None,
         host=host,
     )
-
-
-def _within(flag: str, given: float | None, most: float, what: str) -> None:
-    if given is not None and given > most:
-        raise InputError(f"{flag} is {units.format_bytes(given)}: only {units.format_bytes(most)} are {what}")
 
 
 def pinnable(most: float) -> float:

@@ -1,7 +1,6 @@
 """Measure one policy on random prompts, beside what was predicted for it."""
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -125,7 +124,6 @@ def _measure(args: argparse.Namespace, fixed: dict[str, Any]) -> "Measurement":
     engine_flags.require_torch()
     import torch
 
-    from runtime.llm import LLM
     from runtime.machine import USABLE_FRACTION
     from runtime.sampling import SamplingParams
 
@@ -135,26 +133,10 @@ def _measure(args: argparse.Namespace, fixed: dict[str, Any]) -> "Measurement":
         num_prompts=args.num_prompts,
         max_latency_s=args.max_latency if args.policy == engine_flags.AUTO else None,
     )
-    conversions = progress_bar.Conversions()
-    with (
-        contextlib.closing(conversions),
-        LLM(
-            args.model,
-            policy=args.policy,
-            hardware=args.hardware,
-            gpu_memory=args.gpu_memory,
-            cpu_memory=args.cpu_memory,
-            offload_dir=args.offload_dir,
-            device=args.device,
-            dtype=args.dtype,
-            fixed=fixed,
-            usable_fraction=args.usable_fraction or USABLE_FRACTION,
-            trace=args.trace,
-            say=engine_flags.say,
-            progress=conversions,
-        ) as llm,
-    ):
+    fraction = args.usable_fraction or USABLE_FRACTION
+    with engine_flags.load_engine(args, fixed=fixed, usable_fraction=fraction) as llm:
         plan = llm.prepare(workload)
+        assert plan is not None
         count = args.num_prompts or plan.policy.block_size
         generator = torch.Generator().manual_seed(_SEED)
         prompts = torch.randint(llm.vocab_size, (count, args.prompt_len), generator=generator).tolist()

@@ -159,8 +159,11 @@ def sampling(args: argparse.Namespace) -> "SamplingParams":
 
 
 @contextmanager
-def load_engine(args: argparse.Namespace, *, policy: Policy | None = None) -> "Iterator[Engine]":
-    """The engine that the flags describe; ``policy`` stands in for ``--policy auto`` where it is known already."""
+def load_engine(args: argparse.Namespace, *, policy: Policy | None = None, **options: Any) -> "Iterator[Engine]":
+    """The engine that the flags describe; ``policy`` stands in for ``--policy auto`` where it is known already.
+
+    ``options`` are further arguments of :class:`runtime.llm.LLM`.
+    """
     require_torch()
     from runtime.llm import LLM
 
@@ -178,6 +181,7 @@ def load_engine(args: argparse.Namespace, *, policy: Policy | None = None) -> "I
             trace=args.trace,
             say=say,
             progress=conversions,
+            **options,
         ) as engine:
             yield engine
     finally:

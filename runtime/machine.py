@@ -71,17 +71,18 @@ def _budgets(device: torch.device, gpu_memory: float | None, cpu_memory: float |
     host = host_memory()
     if device.type == "cuda":
         free = float(torch.cuda.mem_get_info(device)[0])
-        _within("gpu_memory", gpu_memory, free, "free on the GPU")
-        _within("cpu_memory", cpu_memory, host.available_bytes, f"available ({host.limited_by})")
+        within("gpu_memory", gpu_memory, free, "free on the GPU")
+        within("cpu_memory", cpu_memory, host.available_bytes, f"available ({host.limited_by})")
         share = HOST_SHARE * host.available_bytes
         return (free if gpu_memory is None else gpu_memory), (share if cpu_memory is None else cpu_memory)
     second = 0.0 if cpu_memory is None else cpu_memory
     first = max(1.0, HOST_SHARE * host.available_bytes - second) if gpu_memory is None else gpu_memory
-    _within("gpu_memory plus cpu_memory", first + second, host.available_bytes, f"available ({host.limited_by})")
+    within("gpu_memory plus cpu_memory", first + second, host.available_bytes, f"available ({host.limited_by})")
     return first, second
 
 
-def _within(what: str, given: float | None, most: float, where: str) -> None:
+def within(what: str, given: float | None, most: float, where: str) -> None:
+    """Raise :class:`InputError` where a budget is more than there is; both in bytes."""
     if given is not None and given > most:
         raise InputError(f"{what} is {units.format_bytes(given)}: only {units.format_bytes(most)} are {where}")
 
