@@ -265,8 +265,9 @@ class Engine:
     ``attention_scores`` says whether prefill attention writes its score matrix to memory (``"stored"``)
     or not (``"fused"``), ``attention_causal_share`` which part of the score matrix is computed.
     ``prefill_rows`` limits the tokens of whole prompts that a layer computes at a time in prefill, which
-    bounds its working memory; ``None``: those of the GPU batch. ``expanded_weights`` says how much of a
-    layer's 4-bit weights lies in 16 bits at a time: all of it, its largest matrix, or next to nothing.
+    bounds its working memory; ``None``: those of the GPU batch. ``expanded`` says how much of
+    what is kept in 4 bits lies in 16 at a time: all weights of a layer and a batch's cache, a layer's largest
+    matrix, or pieces that are too small to count.
     ``buffers`` says whether those for streamed cache are there in decode only, or ``"always"``.
     """
 
@@ -281,7 +282,7 @@ class Engine:
     attention_scores: Literal["fused", "stored"]
     attention_causal_share: Quantity
     prefill_rows: int | None = None
-    expanded_weights: Literal["layer", "matrix", "nothing"] = "layer"
+    expanded: Literal["layer and cache", "matrix", "pieces"] = "layer and cache"
     buffers: Literal["as needed", "always"] = "as needed"
 
     def __post_init__(self) -> None:

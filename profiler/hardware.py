@@ -144,7 +144,7 @@ def _engine(found: Profile) -> Engine:
         attention_scores="fused",
         attention_causal_share=Quantity(value=1.0, source=ENGINE),
         prefill_rows=PREFILL_ROWS[found.device.type],
-        expanded_weights="matrix" if found.device.type == "cuda" else "nothing",
+        expanded="matrix" if found.device.type == "cuda" else "pieces",
         buffers="always",
     )
 

@@ -127,13 +127,14 @@ def select(values: Values, dim: int, index: int) -> Values:
     return Quantized(packed=packed, scale=scale, minimum=minimum, shape=shape, group_size=values.group_size)
 
 
-def rows(both: Values, start: int, stop: int) -> Values:
-    """A range of rows of (2, rows, tokens, head dim), as a view."""
-    if isinstance(both, Tensor):
-        return both[:, start:stop]
-    packed, scale, minimum = (part[:, start:stop] for part in (both.packed, both.scale, both.minimum))
-    shape = (both.shape[0], stop - start, *both.shape[2:])
-    return Quantized(packed=packed, scale=scale, minimum=minimum, shape=shape, group_size=both.group_size)
+def narrow(values: Values, dim: int, some: slice) -> Values:
+    """A range of one dimension (counted from the front) of plain and 4-bit values, as a view."""
+    place = (*(slice(None),) * dim, some)
+    if isinstance(values, Tensor):
+        return values[place]
+    packed, scale, minimum = (part[place] for part in (values.packed, values.scale, values.minimum))
+    shape = (*values.shape[:dim], packed.shape[dim], *values.shape[dim + 1 :])
+    return Quantized(packed=packed, scale=scale, minimum=minimum, shape=shape, group_size=values.group_size)
 
 
 def write(source: Tensor, into: Values) -> None:

@@ -72,6 +72,7 @@ class BlockRun:
         self._architecture = weights.architecture
         self._num_layers = weights.num_loads - 1
         spec, dtype = self._architecture.spec, weights.image.layout.dtype
+        self._dtype = dtype
         lengths = tuple(batch.token_ids.shape[1] for batch in batches)
         sizes = tuple(batch.token_ids.shape[0] for batch in batches)
         self.cache = KvCache(
@@ -223,8 +224,17 @@ class BlockRun:
     def _embed_prompt(self, number: int, batch: Batch) -> None:
         ids = batch.token_ids.to(self._movers.device)
         mask = torch.ones_like(ids) if batch.mask is None else batch.mask.to(ids.device)
+        positions = layers.positions(mask)
+        prompts, tokens = ids.shape
+        hidden = torch.empty(
+            (prompts, tokens, self._architecture.spec.hidden_size), dtype=self._dtype, device=ids.device
+        )
+        at_once = max(1, PREFILL_ROWS[ids.device.type] // tokens)
         with self._movers.computing(f"embed {number}"):
-            self.hidden.put(number, self._embed(ids, layers.positions(mask), None))
+            for first in range(0, prompts, at_once):
+                some = slice(first, first + at_once)
+                hidden[some] = self._embed(ids[some], positions[some], None)
+            self.hidden.put(number, hidden)
         self.hidden.store(number)
 
     def _embed(self, ids: Tensor, positions: Tensor, streamed: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ the split by less than one row. Rows on the first tier are appended to and atten
 in host memory where the CPU attends. All others are carried: stored when computed, loaded before use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from torch import Tensor
 
 from costmodel.policy import Split
 from runtime import attention
-from runtime.cache_format import CacheFormat, RoadLayout, Values, keys_and_values, plain, rows, write
+from runtime.cache_format import CacheFormat, RoadLayout, Values, keys_and_values, narrow, plain, write
 from runtime.disk import DiskFile
 from runtime.layout import FIELD_ALIGNMENT
 from runtime.movers import Movers
 from runtime.pending import Pending
 from runtime.quantization import Quantized
 from runtime.tiers import ALIGNMENT, device_buffer, host_buffer, round_up
+
+COPIED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+"""Of a carried or 4-bit cache, what attention copies at a time: records made contiguous, values in 16 bits."""
 
 Place = tuple[int, int]
 """A layer and a batch of the block."""
@@ -131,7 +134,7 @@ class KvCache:
             low, high = max(begin, first), min(end, first + count)
             if low >= high:
                 continue
-            home = rows(into, low - first, high - first)
+            home = narrow(into, 1, slice(low - first, high - first))
             for part, half in zip(both, keys_and_values(home), strict=True):
                 write(part[low - begin : high - begin].to(_device_of(half)), half)
 
@@ -191,9 +194,9 @@ class KvCache:
         for half, new in zip(halves, (key, value), strict=True):
             write(new, _tokens(half, tokens - 1, tokens))
         if isinstance(room, Quantized):
-            keys, values = (plain(_tokens(half, 0, tokens), q.dtype) for half in halves)
-        else:
-            keys, values = (half for half in halves if isinstance(half, Tensor))
+            filled = _tokens(room, 0, tokens)
+            return self._by_rows(q, lambda some: _carried([(filled, 0, 1)], some, q.dtype), tokens, **options)
+        keys, values = (half for half in halves if isinstance(half, Tensor))
         return attention.decode(q, keys.unsqueeze(1), values.unsqueeze(1), tokens=tokens, **options)
 
     def _attend_carried(
@@ -214,16 +217,37 @@ class KvCache:
         record = road.record(self._recorded(place, turn, tier))
         for half, new in zip(keys_and_values(record), (key, value), strict=True):
             write(new.squeeze(1), half)
-        prompt = (plain(half, q.dtype) for half in keys_and_values(road.prompt(memory)))
         # What was stored, not what was to be stored: in 4 bits the two differ, and every tier must give the same.
-        later = tuple(plain(half, q.dtype).unsqueeze(1) for half in keys_and_values(record))
+        pieces = [(road.prompt(memory), 0, 1)]
         if new_tokens > 1:
-            # One contiguous piece: products over records, whose rows lie far apart, take ten times as long.
-            records = keys_and_values(road.records(memory, new_tokens - 1), dim=1)
-            loaded = (plain(half, q.dtype).transpose(0, 1) for half in records)
-            later = tuple(torch.cat(pair, dim=1) for pair in zip(loaded, later, strict=True))
-        parts = [tuple(half.unsqueeze(1) for half in pair) for pair in (tuple(prompt), later)]
-        return attention.decode_in_parts(q, [(keys, values) for keys, values in parts], **options)
+            pieces.append((road.records(memory, new_tokens - 1), 1, 2))
+        pieces.append((record, 0, 1))
+        return self._by_rows(q, lambda some: _carried(pieces, some, q.dtype), new_tokens, **options)
+
+    def _by_rows(
+        self,
+        q: Tensor,
+        parts: Callable[[slice], list[tuple[Tensor, Tensor]]],
+        copied_tokens: int,
+        *,
+        scale: float,
+        mask: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Attention over ``parts`` of a few rows at a time, so that what they copy stays small."""
+        vector_bytes = self._format.head_dim * q.dtype.itemsize
+        at_once = max(1, COPIED_BYTES[q.device.type] // (2 * copied_tokens * vector_bytes))
+        out = torch.empty_like(q)
+        for first in range(0, len(q), at_once):
+            some = slice(first, min(len(q), first + at_once))
+            out[some] = attention.decode_in_parts(
+                q[some],
+                parts(some),
+                scale=scale,
+                mask=None if mask is None else mask[some],
+                bias=None if bias is None else bias[some],
+            )
+        return out
 
     # ---------------------------------------------------------------- moving
 
@@ -364,6 +388,24 @@ class KvCache:
                 homes.append((first, count, into))
                 first += count
         return homes
+
+
+def _carried(pieces: list[tuple[Values, int, int]], some: slice, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values (rows, 1, tokens, head dim) of some rows of (values, dimension of keys and values, of rows).
+
+    All after the first piece become one: products over records, whose rows lie far apart, take ten times as long.
+    """
+    found: list[list[Tensor]] = []
+    for values, both_dim, row_dim in pieces:
+        part = narrow(values, row_dim, some)
+        halves = (plain(half, dtype) for half in keys_and_values(part, dim=both_dim))
+        if row_dim == 2:  # records: (tokens, rows, head dim)
+            found.append([half.transpose(0, 1) for half in halves])
+        else:
+            found.append([half if half.dim() == 3 else half.unsqueeze(1) for half in halves])
+    later = [torch.cat(parts, dim=1) for parts in zip(*found[1:], strict=True)]
+    pairs = [found[0], later] if later else [found[0]]
+    return [(keys.unsqueeze(1), values.unsqueeze(1)) for keys, values in pairs]
 
 
 def _wait(leaving: dict[int, list[Pending]], turn: int) -> None:

@@ -180,7 +180,7 @@ def any_machine(rng: random.Random, *, gpu_bytes: float, cpu_bytes: float, disk_
         attention_scores=rng.choice(["fused", "stored"]),
         attention_causal_share=rng.choice([0.5, 1.0]),
         prefill_rows=rng.choice([None, 64, 1024]),
-        expanded_weights=rng.choice(["layer", "matrix", "nothing"]),
+        expanded=rng.choice(["layer and cache", "matrix", "pieces"]),
         buffers=rng.choice(["as needed", "always"]),
     )
 

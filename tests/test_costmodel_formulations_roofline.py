@@ -442,7 +442,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         wide = max(2 * h + 2 * query + kv, 2 * h + model.ffn_size * (2 if model.gated_mlp else 1)) * tokens * 2
         if prefill and engine.attention_scores == "stored":
             wide += 2 * model.num_heads * tokens**2 * 2
-        if policy.compress_cache:
+        if policy.compress_cache and engine.expanded == "layer and cache":
             wide += kv * (tokens if prefill else s + n) * 2
         rows = tokens if prefill and engine.prefill_logits == "all" else 1
         return max(wide, model.vocab_size * (rows * 2 + 4) + h * tokens * 2)
@@ -459,8 +459,12 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         batch_states = 2 * g * tokens * h * 2
         held["gpu"] += (w.cpu + w.disk) * buffer + (a.cpu + a.disk) * batch_states
         held["gpu"] += at_once(tokens) * workspace(tokens, prefill=prefill)
-        expanded = {"layer": attention_params + mlp_params, "matrix": h * max(query, model.ffn_size), "nothing": 0}
-        held["gpu"] += expanded[engine.expanded_weights] * 2 if policy.compress_weights else 0
+        expanded = {
+            "layer and cache": attention_params + mlp_params,
+            "matrix": h * max(query, model.ffn_size),
+            "pieces": 0,
+        }
+        held["gpu"] += expanded[engine.expanded] * 2 if policy.compress_weights else 0
         buffered = not prefill or engine.buffers == "always"
         if buffered and not policy.cpu_attention:
             held["gpu"] += (c.cpu + c.disk) * batch_cache

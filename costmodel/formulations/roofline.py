@@ -404,7 +404,7 @@ def _workspace_bytes(case: Case, moment: str) -> float:
     layer = max(attention, mlp) * tokens * BYTES_PER_VALUE
     if prefill and engine.attention_scores == "stored":
         layer += 2 * model.num_heads * tokens**2 * BYTES_PER_VALUE
-    if case.switches.compress_cache:
+    if case.switches.compress_cache and engine.expanded == "layer and cache":
         # The batch's cache in 16 bits: what prefill is about to store, what decode attends to.
         span = tokens if prefill else workload.total_len
         layer += model.kv_values_per_token * span * BYTES_PER_VALUE
@@ -415,8 +415,10 @@ def _workspace_bytes(case: Case, moment: str) -> float:
 
 def _dequantized_bytes(case: Case) -> float:
     """GPU bytes of the weights that lie expanded to 16 bits at a time."""
-    model, extent = case.model, case.hardware.engine.expanded_weights
-    if not case.switches.compress_weights or extent == "nothing":
+    model, extent = case.model, case.hardware.engine.expanded
+    if not case.switches.compress_weights or extent == "pieces":
         return 0.0
     widest = max(model.num_heads * model.head_dim, model.ffn_size)
-    return BYTES_PER_VALUE * float(model.layer_matrix_params if extent == "layer" else model.hidden_size * widest)
+    return BYTES_PER_VALUE * float(
+        model.layer_matrix_params if extent == "layer and cache" else model.hidden_size * widest
+    )
