@@ -6,6 +6,7 @@ from rich.text import Text
 
 from costmodel import units, words
 from costmodel.commands import terminal
+from costmodel.formulations.roofline import HOST_MEMORY_KINDS
 from costmodel.policy import TIERS
 from costmodel.validation import Cause, Errors, Summary, Validation
 from costmodel.validation.statistics import WAITING
@@ -43,11 +44,11 @@ def sentences(found: Validation) -> tuple[str, str, str]:
 
 def _what_ran(found: Validation) -> str:
     first, runs = found.measurements[0], len(found.measurements)
-    sizes = " and ".join(
-        f"{units.format_bytes(found.hardware.capacity_bytes[tier])} of {words.memory_name(tier)}"
-        for tier in ("gpu", "cpu")
-        if found.hardware.capacity_bytes[tier] > 0
-    )
+    held = found.hardware.capacity_bytes
+    names = {"gpu": "memory", "cpu": "a second tier of memory"}
+    if found.hardware.gpu.kind not in HOST_MEMORY_KINDS:
+        names = {tier: words.memory_name(tier) for tier in names}
+    sizes = " and ".join(f"{units.format_bytes(held[tier])} of {name}" for tier, name in names.items() if held[tier])
     reading = sum(one.measured.bytes_moved["disk_read"] > 0 for one in found.measurements)
     offloaded = f"{reading} of them" if reading < runs else "each"
     streamed = f"; {offloaded} streamed what did not fit from disk" if reading else ""
@@ -140,8 +141,8 @@ def _seconds(value: float, *, signed: bool = False) -> str:
 
 
 def _size(error: float) -> str:
-    return f"{error * 100:.1f} %"
+    return f"{error * 100:,.1f} %"
 
 
 def _signed(error: float) -> str:
-    return f"{error * 100:+.1f} %"
+    return f"{error * 100:+,.1f} %"

@@ -31,7 +31,7 @@ from costmodel.validation.statistics import QUANTITIES, regime
 REGIMES: dict[str, tuple[str, str]] = {
     resource: (colour, marker)
     for resource, colour, marker in zip(
-        RESOURCES, (BLUE, PURPLE, ORANGE, GREEN, VERMILION, SKY), ("o", "s", "^", "v", "D", "P"), strict=True
+        RESOURCES, (BLUE, PURPLE, ORANGE, GREEN, VERMILION, SKY), ("o", "s", "^", "v", "D", "X"), strict=True
     )
 }
 
@@ -54,12 +54,13 @@ def validation_figure(found: Validation) -> Figure:
     draw_errors(right, found)
     summary, first = found.summary(), found.measurements[0]
     errors = summary.errors["throughput"]
-    title = (
-        f"{first.model.name} on {found.hardware.name}: throughput is predicted within {errors.median:.1%} in the median"
-    )
+    title = f"{first.model.name} on {found.hardware.name}: predicted throughput is off by "
+    title += f"{errors.median * 100:,.1f} % in the median"
     workload = f"{first.workload.prompt_len:,} + {first.workload.gen_len:,} tokens"
     tau = "" if summary.ranking is None else f"; Kendall's tau {summary.ranking.tau:.2f}"
-    below = f"{words.counted(summary.runs, 'policy', 'policies')}, {workload}; 90 % within {errors.p90:.1%}{tau}"
+    below = (
+        f"{words.counted(summary.runs, 'policy', 'policies')}, {workload}; 90 % within {errors.p90 * 100:,.1f} %{tau}"
+    )
     add_titles(figure, title, below)
     return figure
 
@@ -99,7 +100,7 @@ def draw_throughput(axes: Axes, found: Validation) -> Axes:
     axes.set_xlabel("measured (token/s)", fontsize=NORMAL)
     axes.set_ylabel("predicted (token/s)", fontsize=NORMAL)
     axes.tick_params(labelsize=SMALL)
-    axes.legend(loc="upper left", title="busiest, as measured", title_fontsize=SMALL, **{**LEGEND, "handlelength": 0.8})
+    axes.legend(loc="best", title="busiest, as measured", title_fontsize=SMALL, **{**LEGEND, "handlelength": 0.8})
     plain_frame(axes)
     axes.set_title("Throughput", fontsize=NORMAL, loc="left", color=INK, fontweight="bold")
     return axes
