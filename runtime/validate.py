@@ -147,9 +147,12 @@ def _validated(args: argparse.Namespace) -> Validation:
         def engine(policy: Policy) -> "LLM":
             return _engine(args, conversions, policy=policy, hardware=found.hardware)
 
-        found = run_all(
-            found, engine, _workload(args), say=engine_flags.say, keep=lambda validation: validation.save(args.out)
-        )
+        try:
+            found = run_all(found, engine, _workload(args), say=engine_flags.say, keep=lambda now: now.save(args.out))
+        except KeyboardInterrupt:
+            if args.out.exists():
+                engine_flags.say(f"the runs so far are in {args.out}: --resume goes on with them")
+            raise
     if not args.out.exists():
         found.save(args.out)
     return found

@@ -88,6 +88,7 @@ def test_an_interrupted_validation_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(LLM, "generate", generate)
         assert main(flags) == 130
+    assert "v.json: --resume goes on with them" in capsys.readouterr().err
     first = Validation.from_file(tmp_path / "v.json")
     assert len(first.measurements) == 2
     assert main(flags) == 2
