@@ -5,23 +5,45 @@ VENV ?= .venv
 DEMO_DIR ?= build/demo
 
 BIN := $(VENV)/bin
+DEMO_MODEL := --model dummy:opt-125m --device cpu --hardware $(DEMO_DIR)/machine.json --offload-dir $(DEMO_DIR)/offload \
+	--gpu-memory 180MiB --cpu-memory 50MiB --prompt-len 64 --gen-len 8
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CORE := $(VENV)/core.stamp
+RUNTIME := $(VENV)/runtime.stamp
 DEV := $(VENV)/dev.stamp
 REQUIREMENTS := pyproject.toml constraints.txt
+
+comma := ,
+step = @printf '\n── %s\n\n' '$(1)'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Two targets asked for at once share one environment: never install in parallel.
 .NOTPARALLEL:
-.PHONY: help demo test test-gpu lint bench clean distclean
+.PHONY: help demo demo-plan demo-run test test-gpu lint bench clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(CORE) ## search the best policy for a T4: policy JSON and a figure in build/demo
+demo: demo-plan demo-run ## plan for a T4; then measure, plan, run and check on this machine: build/demo
+
+# On paper first: planning needs no torch, so that something is to be seen within a minute.
+demo-plan: $(CORE)
 	@mkdir -p $(DEMO_DIR)
+	$(call step,1. On paper: where should OPT-30B live on an NVIDIA T4?)
 	$(BIN)/python -m costmodel.search --gpu t4 --save-policy $(DEMO_DIR)/policy.json --plot $(DEMO_DIR)/search.png
+
+# OPT-125M holds 239 MiB of weights and is given 230 MiB for weights, cache and buffers together.
+demo-run: $(RUNTIME)
+	@mkdir -p $(DEMO_DIR)/offload
+	@rm -f $(DEMO_DIR)/validation.json
+	$(call step,2. This machine: what can it really do? (20 s))
+	$(BIN)/python -m profiler --quick --device cpu --model opt-125m --offload-dir $(DEMO_DIR)/offload --out $(DEMO_DIR)/machine.json
+	$(call step,3. One run: OPT-125M with random weights (239 MiB) in 180 + 50 MiB of memory; the rest is on disk)
+	$(BIN)/python -m runtime.bench $(DEMO_MODEL) --max-latency 5s
+	$(call step,4. The check: 12 policies across the space$(comma) each predicted and then run (about a minute))
+	$(BIN)/python -m runtime.validate $(DEMO_MODEL) --runs 12 --max-seconds 5s --out $(DEMO_DIR)/validation.json --plot $(DEMO_DIR)/validation.png
+	@printf '\nThe figures are %s and %s.\n' $(DEMO_DIR)/search.png $(DEMO_DIR)/validation.png
 
 test: lint ## check style, types and imports, then run the tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
@@ -45,14 +67,18 @@ clean: ## remove outputs and caches
 distclean: clean ## remove the virtual environment as well
 	rm -rf $(VENV)
 
-# The demo needs the core only, so that a first result comes quickly; the tests add torch and the tools.
+# Planning needs the core only, so that a first result comes quickly; running adds torch, the tests add the tools.
 $(CORE): $(REQUIREMENTS) | $(BIN)/pip
 	$(INSTALL) --editable .
 	@touch $@
 
+$(RUNTIME): $(REQUIREMENTS) | $(BIN)/pip
+	$(INSTALL) --editable '.[runtime]'
+	@touch $(CORE) $@
+
 $(DEV): $(REQUIREMENTS) | $(BIN)/pip
 	$(INSTALL) --editable '.[dev]'
-	@touch $(CORE) $@
+	@touch $(CORE) $(RUNTIME) $@
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; found = sys.version.split()[0]; sys.version_info < (3, 11) and sys.exit("tierwise needs Python 3.11 or newer, but $(PYTHON) is Python " + found + ". Name another one: make PYTHON=python3.11")'

@@ -29,12 +29,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Which model, under which policy, on which machine."""
     group = parser.add_argument_group("model and machine")
-    group.add_argument(
-        "--model",
-        metavar="MODEL",
-        required=True,
-        help="a local folder or a name on the Hugging Face hub; dummy:opt-6.7b makes random weights",
-    )
+    add_model(group, default=None)
     group.add_argument(
         "--policy",
         metavar="FILE|auto",
@@ -42,6 +37,24 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help="where everything lives and how prompts are batched: a file from tierwise search --save-policy, or auto "
         "to search for the fastest (default: auto)",
     )
+    add_machine(group)
+    group.add_argument(
+        "--trace",
+        metavar="FILE",
+        type=parsing.output_file,
+        help="write a timeline of every load, compute and store, for chrome://tracing or ui.perfetto.dev",
+    )
+
+
+def add_model(group: argparse._ArgumentGroup, *, default: str | None) -> None:
+    """Which model; it must be named where there is no ``default``."""
+    told = "a local folder or a name on the Hugging Face hub; dummy:opt-6.7b makes random weights"
+    text = told if default is None else f"{told} (default: {default})"
+    group.add_argument("--model", metavar="MODEL", required=default is None, default=default, help=text)
+
+
+def add_machine(group: argparse._ArgumentGroup) -> None:
+    """The machine, and how much of it may be used."""
     group.add_argument(
         "--hardware",
         metavar="FILE",
@@ -70,12 +83,6 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=DTYPES,
         help="what weights and cache are kept in (default: what the checkpoint has)",
-    )
-    group.add_argument(
-        "--trace",
-        metavar="FILE",
-        type=parsing.output_file,
-        help="write a timeline of every load, compute and store, for chrome://tracing or ui.perfetto.dev",
     )
 
 

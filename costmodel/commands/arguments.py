@@ -120,10 +120,15 @@ def add_policy(parser: argparse.ArgumentParser, *, title: str, about: str) -> ar
         metavar=("W_GPU", "W_CPU", "C_GPU", "C_CPU", "A_GPU", "A_CPU"),
         help="percent of weights, KV cache and activations on GPU and CPU; what a pair leaves to 100 is on disk",
     )
+    add_switches(group)
+    return group
+
+
+def add_switches(group: argparse._ArgumentGroup) -> None:
+    """The four switches, each auto, on or off."""
     for name in SWITCHES:
         flag, text = f"--{name.replace('_', '-')}", f"{_SWITCH_HELP[name]} (default: auto)"
         group.add_argument(flag, type=_switch, default="auto", metavar="auto|on|off", help=text)
-    return group
 
 
 def add_output(parser: argparse.ArgumentParser, *, figure: str, policy: bool) -> None:

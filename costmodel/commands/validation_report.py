@@ -1,0 +1,148 @@
+"""What a validation found, for people: errors, regimes, causes, the ranking, and three sentences."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.text import Text
+
+from costmodel import units, words
+from costmodel.commands import terminal
+from costmodel.formulations.roofline import HOST_MEMORY_KINDS
+from costmodel.policy import TIERS
+from costmodel.validation import Cause, Errors, Summary, Validation
+from costmodel.validation.statistics import WAITING
+
+_NAMES = {"throughput": "throughput", "prefill": "prefill time", "decode": "decode time"} | {
+    f"peak {tier}": f"peak {words.memory_name(tier)}" for tier in TIERS
+}
+
+_CAUSES_SHOWN = 8
+
+
+def report(found: Validation, *, written: Sequence[str]) -> list[terminal.Renderable]:
+    """Tables, then the sentences; for a validation with at least one run."""
+    summary = found.summary()
+    return [
+        terminal.heading(f"Errors of {words.counted(summary.runs, 'run')}: predicted / measured − 1"),
+        _errors({_NAMES[name]: errors for name, errors in summary.errors.items()}, "quantity"),
+        terminal.heading("Throughput by measured bottleneck"),
+        _errors(
+            {words.resource_name(name): errors["throughput"] for name, errors in summary.regimes.items()}, "busiest"
+        ),
+        terminal.heading("What took longer or shorter than predicted (busy seconds of all runs)"),
+        _causes(summary),
+        terminal.heading("In short"),
+        *(Text(sentence) for sentence in sentences(found)),
+        Text(),
+        terminal.facts(*_facts(found, written)),
+    ]
+
+
+def sentences(found: Validation) -> tuple[str, str, str]:
+    """What was run, how far the predictions were off and why, and what following them costs."""
+    return _what_ran(found), _how_far_off(found.summary()), _what_following_costs(found)
+
+
+def _what_ran(found: Validation) -> str:
+    first, runs = found.measurements[0], len(found.measurements)
+    held = found.hardware.capacity_bytes
+    names = {"gpu": "memory", "cpu": "a second tier of memory"}
+    if found.hardware.gpu.kind not in HOST_MEMORY_KINDS:
+        names = {tier: words.memory_name(tier) for tier in names}
+    sizes = " and ".join(f"{units.format_bytes(held[tier])} of {name}" for tier, name in names.items() if held[tier])
+    reading = sum(one.measured.bytes_moved["disk_read"] > 0 for one in found.measurements)
+    offloaded = f"{reading} of them" if reading < runs else "each"
+    streamed = f"; {offloaded} streamed what did not fit from disk" if reading else ""
+    policies = words.counted(runs, "policy", "policies")
+    were = "was" if runs == 1 else "were"
+    return f"{policies} for {first.model.name} {were} predicted, then run in {sizes}{streamed}."
+
+
+def _how_far_off(summary: Summary) -> str:
+    errors = summary.errors["throughput"]
+    text = f"Predicted throughput is off by {_size(errors.median)} in the median, nine times in ten by less than "
+    text += _size(errors.p90)
+    worst = summary.causes[0] if summary.causes else None
+    if worst is None or abs(worst.gap_s) < 1e-3:
+        return f"{text}."
+    took = f"{units.format_seconds(abs(worst.gap_s))} {'more' if worst.gap_s > 0 else 'less'} than predicted"
+    return f"{text}; most of it is {_cause_name(worst)} in {worst.phase}, which took {took} in all runs together."
+
+
+def _what_following_costs(found: Validation) -> str:
+    ranking = found.summary().ranking
+    if ranking is None:
+        return "One run has no ranking: give more --runs to see whether the policy predicted best is the best."
+    followed = found.measurements[ranking.best_predicted].measured.throughput_tok_per_s
+    best = found.measurements[ranking.best_measured].measured.throughput_tok_per_s
+    order = f"(Kendall's tau {ranking.tau:.2f}, where 1 is the same order)"
+    if ranking.best_predicted == ranking.best_measured:
+        return f"The policy predicted best was the fastest that was measured, {words.number(best)} token/s {order}."
+    return (
+        f"The policy predicted best ran at {words.number(followed)} token/s, {_size(ranking.regret)} below the fastest "
+        f"that was measured, {words.number(best)} token/s {order}."
+    )
+
+
+def _errors(rows: Mapping[str, Errors], label: str) -> terminal.Renderable:
+    table = terminal.table(label, ">runs", ">median size", ">90th percentile", ">worst", ">median")
+    for name, one in rows.items():
+        table.add_row(name, str(one.runs), _size(one.median), _size(one.p90), _signed(one.worst), _signed(one.bias))
+    return table
+
+
+def _causes(summary: Summary) -> terminal.Renderable:
+    table = terminal.table("phase", "what", ">runs", ">predicted", ">measured", ">ratio", ">explains")
+    for cause in summary.causes[:_CAUSES_SHOWN]:
+        table.add_row(
+            cause.phase,
+            _cause_name(cause),
+            str(cause.runs),
+            _seconds(cause.predicted_s),
+            _seconds(cause.measured_s),
+            "" if cause.ratio is None or cause.resource == WAITING else f"{cause.ratio:.2f}",
+            _seconds(cause.gap_s, signed=True),
+        )
+    return table
+
+
+def _facts(found: Validation, written: Sequence[str]) -> list[terminal.Row]:
+    summary, origin = found.summary(), found.measurements[0].origin
+    rows: list[terminal.Row] = []
+    if summary.over_budget:
+        many = words.counted(summary.over_budget, "run")
+        rows.append(("Memory", f"{many} took more than the usable part of a budget, {_over(found)} at the most"))
+    if found.left:
+        rows.append(
+            ("Unfinished", f"{words.counted(len(found.left), 'policy', 'policies')} still to be run (--resume)")
+        )
+    measured_on = (
+        f"{found.measurements[0].dtype} on {origin['cpu']['name']}, commit {origin['commit']}, {origin['date']}"
+    )
+    return [*rows, ("Measured", measured_on), ("Wrote", ", ".join(written))]
+
+
+def _over(found: Validation) -> str:
+    """The largest excess over a limit, as a share of it."""
+    pairs = [
+        (one.measured.peak_bytes[tier], one.measured.limit_bytes[tier])
+        for one in found.measurements
+        for tier in one.measured.violations
+    ]
+    return _size(max(peak / limit - 1 if limit else 1.0 for peak, limit in pairs))
+
+
+def _cause_name(cause: Cause) -> str:
+    return "waiting, not hidden" if cause.resource == WAITING else words.resource_name(cause.resource)
+
+
+def _seconds(value: float, *, signed: bool = False) -> str:
+    sign = ("+" if value > 0 else "−") if signed else ("−" if value < 0 else "")
+    return f"{sign}{units.format_seconds(abs(value))}"
+
+
+def _size(error: float) -> str:
+    return f"{error * 100:,.1f} %"
+
+
+def _signed(error: float) -> str:
+    return f"{error * 100:+,.1f} %"

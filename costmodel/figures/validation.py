@@ -1,0 +1,151 @@
+"""A validation: predicted against measured throughput by regime, and the errors of every quantity."""
+
+import math
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
+
+from costmodel import words
+from costmodel.figures.style import (
+    BLUE,
+    DASHES,
+    GREEN,
+    GREY,
+    INK,
+    LEGEND,
+    NORMAL,
+    ORANGE,
+    PURPLE,
+    SKY,
+    SMALL,
+    VERMILION,
+    add_titles,
+    plain_frame,
+)
+from costmodel.formulations.base import RESOURCES
+from costmodel.policy import TIERS
+from costmodel.validation import Validation, frame
+from costmodel.validation.statistics import QUANTITIES, regime
+
+REGIMES: dict[str, tuple[str, str]] = {
+    resource: (colour, marker)
+    for resource, colour, marker in zip(
+        RESOURCES, (BLUE, PURPLE, ORANGE, GREEN, VERMILION, SKY), ("o", "s", "^", "v", "D", "X"), strict=True
+    )
+}
+
+CLOSE = 0.1
+"""The grey band: predictions within 10 % of the measurement."""
+
+MOST_SHOWN = 60.0
+"""Errors beyond this many percent are drawn at the edge, with an arrow."""
+
+_LABELS = {"throughput": "throughput", "prefill": "prefill time", "decode": "decode time"} | {
+    f"peak {tier}": f"peak {words.memory_name(tier)}" for tier in TIERS
+}
+
+
+def validation_figure(found: Validation) -> Figure:
+    """Predicted against measured, and where the errors are; for a validation with at least one run."""
+    figure = Figure(figsize=(11.0, 5.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
+    draw_throughput(left, found)
+    draw_errors(right, found)
+    summary, first = found.summary(), found.measurements[0]
+    errors = summary.errors["throughput"]
+    title = f"{first.model.name} on {found.hardware.name}: predicted throughput is off by "
+    title += f"{errors.median * 100:,.1f} % in the median"
+    workload = f"{first.workload.prompt_len:,} + {first.workload.gen_len:,} tokens"
+    tau = "" if summary.ranking is None else f"; Kendall's tau {summary.ranking.tau:.2f}"
+    below = (
+        f"{words.counted(summary.runs, 'policy', 'policies')}, {workload}; 90 % within {errors.p90 * 100:,.1f} %{tau}"
+    )
+    add_titles(figure, title, below)
+    return figure
+
+
+def draw_throughput(axes: Axes, found: Validation) -> Axes:
+    """One marker a run, coloured by the measured bottleneck, on equal logarithmic axes; the band is ±10 %."""
+    pairs = [(one.measured.throughput_tok_per_s, one.predicted.throughput_tok_per_s) for one in found.measurements]
+    low, high = min(map(min, pairs)) / 1.3, max(map(max, pairs)) * 1.3
+    axes.fill_between(
+        [low, high], [low * (1 - CLOSE), high * (1 - CLOSE)], [low * (1 + CLOSE), high * (1 + CLOSE)], color="#EFEFEF"
+    )
+    axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle=DASHES)
+    regimes = [regime(one.measured) for one in found.measurements]
+    for resource, (colour, marker) in REGIMES.items():
+        those = [pair for pair, busiest in zip(pairs, regimes, strict=True) if busiest == resource]
+        if those:
+            label = f"{words.resource_name(resource)} ({len(those)})"
+            axes.plot(
+                *zip(*those, strict=True),
+                linestyle="none",
+                marker=marker,
+                color=colour,
+                markersize=7,
+                markeredgecolor="white",
+                label=label,
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")
+    steps = (1.0, 2.0, 5.0) if high / low < 500 else (1.0,)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=steps))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value)))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("measured (token/s)", fontsize=NORMAL)
+    axes.set_ylabel("predicted (token/s)", fontsize=NORMAL)
+    axes.tick_params(labelsize=SMALL)
+    axes.legend(loc="best", title="busiest, as measured", title_fontsize=SMALL, **{**LEGEND, "handlelength": 0.8})
+    plain_frame(axes)
+    axes.set_title("Throughput", fontsize=NORMAL, loc="left", color=INK, fontweight="bold")
+    return axes
+
+
+def draw_errors(axes: Axes, found: Validation) -> Axes:
+    """One row a quantity, one marker a run: how much too high (right) or too low the prediction was."""
+    table = frame(found.measurements)
+    shown = [name for name in QUANTITIES if table[_column(name)].notna().any()]
+    axes.axvspan(-CLOSE * 100, CLOSE * 100, color="#EFEFEF", zorder=0)
+    axes.axvline(0, color=GREY, linewidth=1, linestyle=DASHES, zorder=0)
+    most = 12.0
+    for place, name in enumerate(reversed(shown)):
+        for number, (error, busiest) in enumerate(zip(table[_column(name)], table["regime"], strict=True)):
+            if math.isnan(error):
+                continue
+            percent = max(-MOST_SHOWN, min(MOST_SHOWN, error * 100))
+            most = max(most, abs(percent) * 1.08)
+            colour, marker = REGIMES[str(busiest)]
+            beyond = abs(error) * 100 > MOST_SHOWN
+            axes.plot(
+                percent,
+                place + (number % 5 - 2) * 0.09,
+                linestyle="none",
+                marker=(">" if error > 0 else "<") if beyond else marker,
+                color=colour,
+                markersize=6,
+                markeredgecolor="white",
+                alpha=0.9,
+                clip_on=False,
+            )
+        median = float(table[_column(name)].median()) * 100
+        axes.vlines(max(-MOST_SHOWN, min(MOST_SHOWN, median)), place - 0.32, place + 0.32, color=INK, linewidth=1.6)
+    axes.set_yticks(range(len(shown)), [_LABELS[name] for name in reversed(shown)], fontsize=NORMAL)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=SMALL)
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlim(-most, most)
+    axes.xaxis.set_major_locator(MultipleLocator(5 if most < 25 else 10 if most < 45 else 20))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %" if value else "0"))
+    axes.set_xlabel("predicted / measured − 1 (line: median)", fontsize=NORMAL)
+    plain_frame(axes)
+    axes.set_title("Errors by quantity", fontsize=NORMAL, loc="left", color=INK, fontweight="bold")
+    return axes
+
+
+def _column(quantity: str) -> str:
+    return f"{quantity.replace(' ', '_')}_error"

@@ -1,0 +1,254 @@
+"""How far predictions are from measurements: errors by quantity and regime, their causes, and the ranking.
+
+An error is relative, predicted / measured − 1. The regime of a run is its measured bottleneck.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from costmodel.errors import InputError
+from costmodel.estimate import PHASES, Estimate
+from costmodel.formulations.base import RESOURCES
+from costmodel.measurement import Measurement
+from costmodel.policy import TIERS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+QUANTITIES = ("throughput", "prefill", "decode", *(f"peak {tier}" for tier in TIERS))
+
+WAITING = "waiting"
+"""The part of a phase that its bottleneck does not explain: what was not hidden behind it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """Relative errors of one quantity over some runs.
+
+    ``median`` and ``p90`` (linear between the runs) are of their sizes, ``worst`` is the largest one with its
+    sign, ``bias`` the median with signs.
+    """
+
+    runs: int
+    median: float
+    p90: float
+    worst: float
+    bias: float
+
+    @classmethod
+    def of(cls, errors: Sequence[float]) -> "Errors":
+        """Summarise at least one error."""
+        import numpy as np
+
+        if not errors:
+            raise InputError("there are no errors to summarise: at least one run is needed")
+        sizes = np.abs(errors)
+        return cls(
+            runs=len(errors),
+            median=float(np.median(sizes)),
+            p90=float(np.quantile(sizes, 0.9)),
+            worst=float(errors[int(np.argmax(sizes))]),
+            bias=float(np.median(errors)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """One resource in one phase (or ``waiting``), over all runs.
+
+    ``predicted_s`` and ``measured_s`` are its busy seconds. ``ratio`` is the median of measured / predicted over the
+    ``runs`` in which it was at work. ``gap_s`` are the seconds by which the runs took longer than predicted on its
+    account: over all causes they sum to the whole difference between measured and predicted time.
+    """
+
+    phase: str
+    resource: str
+    runs: int
+    predicted_s: float
+    measured_s: float
+    ratio: float | None
+    gap_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Whether the model orders policies as the machine does, by throughput.
+
+    ``tau`` is Kendall's (1: the same order, 0: none), ``regret`` the share of the best measured throughput that is lost
+    by running the policy predicted best. ``best_predicted`` and ``best_measured`` are places in the list of runs.
+    """
+
+    tau: float
+    p_value: float
+    regret: float
+    best_predicted: int
+    best_measured: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What measurements say of the cost model. ``over_budget`` runs took more memory than they were given."""
+
+    runs: int
+    errors: dict[str, Errors]
+    regimes: dict[str, dict[str, Errors]]
+    causes: tuple[Cause, ...]
+    ranking: Ranking | None
+    over_budget: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented JSON form."""
+        return dataclasses.asdict(self)
+
+
+def summary(measurements: Sequence[Measurement]) -> Summary:
+    """Summarise at least one run."""
+    regimes: dict[str, list[Measurement]] = {}
+    for one in measurements:
+        regimes.setdefault(regime(one.measured), []).append(one)
+    return Summary(
+        runs=len(measurements),
+        errors=_errors(measurements),
+        regimes={name: _errors(regimes[name]) for name in RESOURCES if name in regimes},
+        causes=causes(measurements),
+        ranking=ranking(measurements),
+        over_budget=sum(bool(one.measured.violations) for one in measurements),
+    )
+
+
+def frame(measurements: Sequence[Measurement]) -> "pd.DataFrame":
+    """One row a run: the policy, predicted and measured, errors, and the regime; units in the column names."""
+    import pandas as pd
+
+    from costmodel.tables import policy_frame
+
+    table = policy_frame([(one.policy, one.measured) for one in measurements])
+    table.insert(0, "regime", [regime(one.measured) for one in measurements])
+    for name in ("throughput_tok_per_s", "prefill_s", "decode_s", "latency_s"):
+        table[f"predicted_{name}"] = [getattr(one.predicted, name) for one in measurements]
+    errors = pd.DataFrame([errors_of(one) for one in measurements], columns=list(QUANTITIES))
+    errors.columns = pd.Index([f"{name.replace(' ', '_')}_error" for name in QUANTITIES])
+    return pd.concat([table, errors], axis=1)
+
+
+def regime(measured: Estimate) -> str:
+    """The resource that was busy for longest over both phases."""
+    return max(RESOURCES, key=lambda name: sum(measured.busy_s[phase][name] for phase in PHASES))
+
+
+# ------------------------------------------------------------------ errors
+
+
+def errors_of(one: Measurement) -> dict[str, float]:
+    """The error of every quantity that the run has: a phase without work or an unused tier has none."""
+    predicted, measured = one.predicted, one.measured
+    pairs = {
+        "throughput": (predicted.throughput_tok_per_s, measured.throughput_tok_per_s),
+        "prefill": (predicted.prefill_s, measured.prefill_s),
+        "decode": (predicted.decode_s, measured.decode_s),
+        **{f"peak {tier}": (predicted.peak_bytes[tier], measured.peak_bytes[tier]) for tier in TIERS},
+    }
+    # A decode of no steps is measured as microseconds of bookkeeping; what was never predicted cannot be wrong.
+    return {name: _relative(*pair) for name, pair in pairs.items() if pair[0] > 0}
+
+
+def _relative(predicted: float, measured: float) -> float:
+    """Relative to what was measured; where that is nothing, all of the prediction was too much."""
+    return predicted / measured - 1 if measured > 0 else 1.0
+
+
+def _errors(measurements: Sequence[Measurement]) -> dict[str, Errors]:
+    found = [errors_of(one) for one in measurements]
+    by_quantity = {name: [errors[name] for errors in found if name in errors] for name in QUANTITIES}
+    return {name: Errors.of(errors) for name, errors in by_quantity.items() if errors}
+
+
+# ------------------------------------------------------------------ causes
+
+
+def gaps(one: Measurement, phase: str) -> dict[str, float]:
+    """Seconds by which a phase took longer than predicted, by cause; they sum to the difference exactly.
+
+    With overlap, work that hides behind the bottleneck costs nothing: the difference is the bottleneck's own
+    (measured − predicted busy seconds) plus what was not hidden behind it (``waiting``). Without overlap every
+    resource's difference counts.
+    """
+    predicted, measured = one.predicted, one.measured
+    before, after = predicted.busy_s[phase], measured.busy_s[phase]
+    busiest = max(RESOURCES, key=lambda name: after[name])
+    counted = (busiest,) if one.policy.overlap else RESOURCES
+    found: dict[str, float] = {name: after[name] - before[name] for name in counted if after[name] or before[name]}
+    whole = _seconds(measured, phase) - _seconds(predicted, phase)
+    return {**found, WAITING: whole - sum(found.values())}
+
+
+def causes(measurements: Sequence[Measurement]) -> tuple[Cause, ...]:
+    """Every resource of every phase that was at work, and what was not hidden; the largest gap first."""
+    found = []
+    for phase in PHASES:
+        split = [gaps(one, phase) for one in measurements]
+        for resource in (*RESOURCES, WAITING):
+            gap_s = sum(one.get(resource, 0.0) for one in split)
+            cause = _cause(measurements, phase, resource, gap_s)
+            if cause is not None:
+                found.append(cause)
+    return tuple(sorted(found, key=lambda cause: -abs(cause.gap_s)))
+
+
+def _cause(measurements: Sequence[Measurement], phase: str, resource: str, gap_s: float) -> Cause | None:
+    pairs = [
+        (_part(one, one.predicted, phase, resource), _part(one, one.measured, phase, resource)) for one in measurements
+    ]
+    worked = [(before, after) for before, after in pairs if before or after]
+    if not worked:
+        return None
+    ratios = [after / before for before, after in worked if before > 0 and resource != WAITING]
+    return Cause(
+        phase=phase,
+        resource=resource,
+        runs=len(worked),
+        predicted_s=math.fsum(before for before, _ in worked),
+        measured_s=math.fsum(after for _, after in worked),
+        ratio=median(ratios) if ratios else None,
+        gap_s=gap_s,
+    )
+
+
+def _part(one: Measurement, cost: Estimate, phase: str, resource: str) -> float:
+    """Busy seconds of a resource, or what the same resources as in :func:`gaps` leave unexplained of a phase."""
+    if resource != WAITING:
+        return cost.busy_s[phase][resource]
+    busiest = max(RESOURCES, key=lambda name: one.measured.busy_s[phase][name])
+    counted = (busiest,) if one.policy.overlap else RESOURCES
+    return _seconds(cost, phase) - sum(cost.busy_s[phase][name] for name in counted)
+
+
+def _seconds(cost: Estimate, phase: str) -> float:
+    return cost.prefill_s if phase == "prefill" else cost.decode_s
+
+
+# ------------------------------------------------------------------ ranking
+
+
+def ranking(measurements: Sequence[Measurement]) -> Ranking | None:
+    """Order by predicted against order by measured throughput; ``None`` for less than two runs."""
+    if len(measurements) < 2:
+        return None
+    from scipy.stats import kendalltau
+
+    predicted = [one.predicted.throughput_tok_per_s for one in measurements]
+    measured = [one.measured.throughput_tok_per_s for one in measurements]
+    found: Any = kendalltau(predicted, measured)
+    followed, best = predicted.index(max(predicted)), measured.index(max(measured))
+    tau, p_value = float(found.statistic), float(found.pvalue)
+    return Ranking(
+        tau=0.0 if math.isnan(tau) else tau,  # all predictions equal: no order at all
+        p_value=1.0 if math.isnan(p_value) else p_value,
+        regret=1 - measured[followed] / measured[best],
+        best_predicted=followed,
+        best_measured=best,
+    )

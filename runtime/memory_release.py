@@ -1,0 +1,17 @@
+"""Giving freed memory back to the operating system, so that what one run held is not taken for the next one's."""
+
+import ctypes
+import gc
+
+import torch
+
+
+def release() -> None:
+    """Return what is freed but kept: by Python, by the C library's allocator and by torch's on CUDA."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return  # another C library: nothing to ask

@@ -1,0 +1,260 @@
+"""Check the cost model on this machine: predict policies across the space, run each, and say by how much it fails."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from costmodel.commands import arguments, outcome, output, parsing, terminal
+from costmodel.errors import InputError, TierwiseError
+from costmodel.hardware import Hardware, quantities
+from costmodel.policy import Policy
+from costmodel.validation import Space, Validation, draw
+from costmodel.workload import Workload
+from runtime import engine_flags, progress_bar
+from runtime.interruption import terminated_as_interrupt
+
+if TYPE_CHECKING:
+    from runtime.llm import LLM
+
+EPILOG = """\
+Policies are drawn from the seed: what the search picks, policies one decision away from it, and a
+sample spread over tiers, batch shapes, switches and bottlenecks; all fit the budgets. The file is
+written after every run, so that a kill loses one run at most.
+
+examples:
+  %(prog)s --hardware my-machine.json
+      24 policies of OPT-125M with random weights, each predicted to take at most 10 s
+  %(prog)s --hardware my-machine.json --gpu-memory 200MiB --cpu-memory 100MiB --plot errors.png
+      so little memory that all three tiers are used, and predicted against measured as a figure
+  %(prog)s --hardware my-machine.json --out validation.json --resume
+      go on where a validation ended, however it ended
+  %(prog)s --hardware my-machine.json --compress-weights off --compress-cache off --fail-above 10
+      without 4-bit storage, for CI: an error where the median error of throughput is above 10 %%
+
+exit codes: 0 done, 1 above --fail-above, 2 bad input, 3 nothing fits, 5 the disk failed, 130 interrupted
+"""
+
+MODEL = "dummy:opt-125m"
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "tierwise validate") -> int:
+    """Run the command; its exit code."""
+    return outcome.ended(lambda: _run(_parser(prog).read(argv)))
+
+
+def _parser(prog: str) -> parsing.Parser:
+    parser = parsing.Parser(
+        prog=prog,
+        description=(
+            "Predict policies that span the space, run each of them on this machine, and report the errors\n"
+            "of time and memory, what caused them, and whether the policy predicted best is the best."
+        ),
+        epilog=EPILOG,
+    )
+    group = parser.add_argument_group("model and machine")
+    engine_flags.add_model(group, default=MODEL)
+    engine_flags.add_machine(group)
+    group.add_argument(
+        "--usable-fraction", metavar="SHARE", type=parsing.fraction, help="the share of each budget to plan with"
+    )
+    _add_runs(parser)
+    arguments.add_switches(parser.add_argument_group("switches", "What is on or off is kept so; the others vary."))
+    group = parser.add_argument_group("output", "Files are written whole or not at all.")
+    group.add_argument(
+        "--out",
+        metavar="FILE",
+        type=parsing.output_file,
+        default=Path("validation.json"),
+        help="where policies, measurements and summary are written (default: %(default)s)",
+    )
+    group.add_argument("--resume", action="store_true", help="keep the runs that --out has, and do the rest")
+    group.add_argument(
+        "--plot", metavar="FILE", type=parsing.figure_file, help="draw predicted against measured: .png, .pdf or .svg"
+    )
+    group.add_argument(
+        "--fail-above",
+        metavar="PERCENT",
+        type=parsing.percentage,
+        help="exit with 1 where the median error of throughput is above this",
+    )
+    parser.set_defaults(policy=engine_flags.AUTO)
+    return parser
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    tokens = parsing.whole_number(1, parsing.MOST_TOKENS)
+    group = parser.add_argument_group("runs")
+    group.add_argument(
+        "--runs", metavar="N", type=parsing.whole_number(1), default=24, help="policies to run (default: %(default)s)"
+    )
+    group.add_argument(
+        "--seed",
+        metavar="N",
+        type=parsing.whole_number(0),
+        default=0,
+        help="the same seed draws the same policies (default: %(default)s)",
+    )
+    group.add_argument("--prompt-len", metavar="TOKENS", type=tokens, default=64, help="(default: %(default)s)")
+    group.add_argument("--gen-len", metavar="TOKENS", type=tokens, default=16, help="(default: %(default)s)")
+    group.add_argument(
+        "--max-seconds",
+        metavar="TIME",
+        type=parsing.seconds,
+        default=10.0,
+        help="the longest that a run may take by the prediction (default: 10 s)",
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    parsing.check_distinct({"--out": args.out, "--plot": args.plot}, engine_flags.files_read(args))
+    engine_flags.check_engine(args)
+    if args.fail_above is not None and args.fail_above <= 0:
+        raise InputError(f"--fail-above is {args.fail_above:g}: it must be greater than 0")
+    if args.out.exists() and not args.resume:
+        raise InputError(f"--out is {args.out}: that file exists; --resume goes on with it, or name another one")
+    with terminated_as_interrupt():
+        found = _validated(args)
+    written = [str(args.out)]
+    if args.plot is not None:
+        from costmodel.figures.validation import validation_figure
+
+        written.append(output.draw(validation_figure(found), args.plot))
+    from costmodel.commands import validation_report
+
+    terminal.show(*validation_report.report(found, written=written))
+    _check_limit(args.fail_above, found.summary().errors["throughput"].median * 100)
+    return 0
+
+
+def _check_limit(limit_percent: float | None, median_percent: float) -> None:
+    if limit_percent is not None and median_percent > limit_percent:
+        raise TierwiseError(
+            f"the median error of throughput is {median_percent:.1f} %: --fail-above allows {limit_percent:g} %"
+        )
+
+
+def _validated(args: argparse.Namespace) -> Validation:
+    engine_flags.require_torch()
+    from runtime.validation_runs import run_all
+
+    with _conversions() as conversions:
+        found = _begun(args, conversions)
+
+        def engine(policy: Policy) -> "LLM":
+            return _engine(args, conversions, policy=policy, hardware=found.hardware)
+
+        try:
+            found = run_all(found, engine, _workload(args), say=engine_flags.say, keep=lambda now: now.save(args.out))
+        except KeyboardInterrupt:
+            if args.out.exists():
+                engine_flags.say(f"the runs so far are in {args.out}: --resume goes on with them")
+            raise
+    if not args.out.exists():
+        found.save(args.out)
+    return found
+
+
+def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> Validation:
+    """The validation to go on with: the one in the file, or a new one whose policies are drawn now."""
+    request = _request(args)
+    if args.resume and args.out.exists():
+        found = Validation.from_file(args.out)
+        _check_same(request, found, args)
+        engine_flags.say(f"{args.out} has {len(found.measurements)} of {len(found.drawn)} runs")
+        return found
+    with _engine(args, conversions) as llm:
+        hardware, spec = llm.hardware, llm.spec
+    engine_flags.say(f"drawing {args.runs} policies for {spec.name} on {hardware.name}")
+    space = Space(
+        hardware=hardware,
+        model=spec,
+        workload=_workload(args),
+        max_seconds=args.max_seconds,
+        usable_fraction=_usable_fraction(args),
+        switches=arguments.switches(args),
+    )
+    drawn = draw(space, count=args.runs, seed=args.seed)
+    if len(drawn) < args.runs:
+        engine_flags.say(f"only {len(drawn)} different policies were found that fit and are fast enough")
+    return Validation(request=request, hardware=hardware, drawn=drawn)
+
+
+def _engine(
+    args: argparse.Namespace,
+    conversions: progress_bar.Conversions,
+    *,
+    policy: Policy | str = engine_flags.AUTO,
+    hardware: Hardware | None = None,
+) -> "LLM":
+    """An engine with the flags' model; with the budgets of ``hardware``, where they have been settled already."""
+    from runtime.llm import LLM
+
+    sizes = {"gpu": args.gpu_memory, "cpu": args.cpu_memory} if hardware is None else hardware.capacity_bytes
+    return LLM(
+        args.model,
+        policy=policy,
+        hardware=args.hardware if hardware is None else hardware,
+        gpu_memory=sizes["gpu"],
+        cpu_memory=sizes["cpu"],
+        offload_dir=args.offload_dir,
+        device=args.device,
+        dtype=args.dtype,
+        usable_fraction=_usable_fraction(args),
+        say=engine_flags.say if hardware is None else lambda text: None,
+        progress=conversions,
+    )
+
+
+@contextmanager
+def _conversions() -> Iterator[progress_bar.Conversions]:
+    """A bar for converted models, taken away in the end."""
+    conversions = progress_bar.Conversions()
+    try:
+        yield conversions
+    finally:
+        conversions.close()
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    return Workload(prompt_len=args.prompt_len, gen_len=args.gen_len)
+
+
+def _usable_fraction(args: argparse.Namespace) -> float:
+    from runtime.machine import USABLE_FRACTION
+
+    return USABLE_FRACTION if args.usable_fraction is None else float(args.usable_fraction)
+
+
+def _request(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that decide what is drawn and run."""
+    names = ("model", "device", "dtype", "gpu_memory", "cpu_memory", "prompt_len", "gen_len", "max_seconds")
+    found = {name: getattr(args, name) for name in (*names, "runs", "seed", "usable_fraction")}
+    return {**found, "switches": arguments.switches(args)}
+
+
+def _check_same(request: dict[str, Any], found: Validation, args: argparse.Namespace) -> None:
+    """Raise :class:`InputError` where the file was made by other flags or on another machine."""
+    for name, value in request.items():
+        if found.request.get(name) != value:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{flag} is {value}, but {args.out} was begun with {found.request.get(name)}: give the same flags, "
+                "or begin anew with another --out"
+            )
+    if args.hardware is not None and _rates(Hardware.from_file(args.hardware)) != _rates(found.hardware):
+        raise InputError(
+            f"--hardware is {args.hardware}, but {args.out} was begun with other rates: begin anew with another --out"
+        )
+
+
+def _rates(hardware: Hardware) -> dict[str, Any]:
+    """Every quantity but the budgets, which a run settles for itself."""
+    return {path: dataclasses.astuple(one) for path, one in quantities(hardware) if not path.endswith("memory_bytes")}
+
+
+if __name__ == "__main__":
+    sys.exit(main(prog="python -m runtime.validate"))

@@ -1,0 +1,109 @@
+"""What the report and the figure of a validation say is what was measured."""
+
+import re
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from test_costmodel_figures import texts
+from test_costmodel_validation import LAPTOP, POLICY, cost, of_throughput, run
+
+from costmodel.commands import terminal, validation_report
+from costmodel.estimate import Estimate
+from costmodel.figures import render
+from costmodel.figures.validation import MOST_SHOWN, draw_errors, draw_throughput, validation_figure
+from costmodel.formulations.base import LINKS
+from costmodel.hardware import Hardware
+from costmodel.measurement import Measurement
+from costmodel.validation import Drawn, Validation
+
+
+def of(*runs: Measurement, hardware: Hardware = LAPTOP, left: int = 0) -> Validation:
+    drawn = [Drawn(origin="drawn", about="", policy=one.policy) for one in runs]
+    more = [Drawn(origin="drawn", about="", policy=POLICY.replace(gpu_batch_size=64 + i)) for i in range(left)]
+    return Validation(request={}, hardware=hardware, drawn=(*drawn, *more), measurements=runs)
+
+
+def reading(measured: Estimate) -> Estimate:
+    return Estimate(**{**vars(measured), "bytes_moved": {**dict.fromkeys(LINKS, 0.0), "disk_read": 1e6}})
+
+
+def three() -> Validation:
+    """Predicted 30 20 10, measured 24 25 10: the first two in the wrong order."""
+    computing, disk = {"gpu_compute": 0.8}, {"disk_read": 1.3}
+    first = run(cost(throughput=30, decode=computing), cost(throughput=24, decode=computing))
+    second = run(
+        cost(throughput=20, decode=disk), reading(cost(throughput=25, decode_s=1.5, decode={"disk_read": 1.7}))
+    )
+    return of(first, second, of_throughput(10, 10, decode={"gpu_compute": 0.9}))
+
+
+def test_three_sentences_say_what_happened() -> None:
+    what, how_far, following = validation_report.sentences(three())
+    assert what == (
+        "3 policies for opt-125m were predicted, then run in 200 MiB of memory and 100 MiB of a second tier of memory; "
+        "1 of them streamed what did not fit from disk."
+    )
+    # Errors 25 %, −20 % and 0. The third run's processor was at work for 0.9 s that were not predicted.
+    assert how_far == (
+        "Predicted throughput is off by 20.0 % in the median, nine times in ten by less than 24.0 %; most of it is GPU "
+        "compute in decode, which took 900 ms more than predicted in all runs together."
+    )
+    assert following == (
+        "The policy predicted best ran at 24 token/s, 4.0 % below the fastest that was measured, 25 token/s "
+        "(Kendall's tau 0.33, where 1 is the same order)."
+    )
+
+
+def test_a_right_order_and_a_single_run_have_their_sentences() -> None:
+    right = of(of_throughput(30, 25), of_throughput(10, 10))
+    expected = "The policy predicted best was the fastest that was measured, 25 token/s (Kendall's tau 1.00"
+    assert validation_report.sentences(right)[2].startswith(expected)
+    alone = of(of_throughput(30, 25), hardware=Hardware.from_catalog("t4"))
+    what, _, following = validation_report.sentences(alone)
+    assert what.startswith("1 policy for opt-125m was predicted, then run in 15 GiB of GPU memory and ")
+    assert "give more --runs" in following
+
+
+def test_the_report_has_every_table(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = (*three().measurements, run(cost(), cost(peaks=(132, 0, 0))))
+    terminal.show(*validation_report.report(of(*runs, left=2), written=["v.json"]))
+    told = capsys.readouterr().out
+    rows = [re.split(r"\s{2,}", line.strip()) for line in told.splitlines()]
+    assert ["throughput", "4", "10.0 %", "23.5 %", "+25.0 %", "+0.0 %"] in rows
+    assert ["disk read", "1", "20.0 %", "20.0 %", "-20.0 %", "-20.0 %"] in rows
+    assert ["decode", "disk read", "1", "1.3 s", "1.7 s", "1.31", "+400 ms"] in rows
+    unwrapped = " ".join(told.split())
+    assert "1 run took more than the usable part of a budget, 10.0 % at the most" in unwrapped
+    assert "2 policies still to be run (--resume)" in unwrapped
+    assert max(map(len, told.splitlines())) <= terminal.WIDTH
+
+
+def test_markers_are_the_runs() -> None:
+    axes = draw_throughput(Figure().subplots(), three())
+    found = [tuple(point) for line in axes.lines if line.get_linestyle() == "None" for point in line.get_xydata()]
+    assert sorted(found) == [(10, 10), (24, 30), (25, 20)]
+    assert axes.get_xlim() == axes.get_ylim()
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["GPU compute (2)", "disk read (1)"]
+
+
+def test_errors_are_drawn_within_the_axes() -> None:
+    axes = draw_errors(Figure().subplots(), of(of_throughput(30, 10), of_throughput(9, 10)))
+    points = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "None"]
+    assert np.isclose(points, MOST_SHOWN).sum() == 1
+    assert np.isclose(points, -10).sum() == 1
+    assert [label.get_text() for label in axes.get_yticklabels()][::-1] == [
+        "throughput",
+        "prefill time",
+        "decode time",
+        "peak GPU memory",
+    ]
+
+
+def test_the_figure_says_how_far_off_and_is_repeatable() -> None:
+    told = texts(validation_figure(three()))
+    assert "opt-125m on cpu-laptop: predicted throughput is off by 20.0 % in the median" in told
+    assert "3 policies, 64 + 8 tokens; 90 % within 24.0 %; Kendall's tau 0.33" in told
+    assert render(validation_figure(three()), "svg") == render(validation_figure(three()), "svg")

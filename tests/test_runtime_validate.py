@@ -1,0 +1,176 @@
+"""The loop closed on a tiny model: predict, run, report; killed and resumed; what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from costmodel.hardware import Hardware
+from costmodel.validation import Validation
+from runtime.llm import LLM
+from runtime.validate import main
+
+TINY = {
+    "architectures": ["OPTForCausalLM"],
+    "model_type": "opt",
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 96,
+    "max_position_embeddings": 64,
+    "word_embed_proj_dim": 64,
+    "do_layer_norm_before": True,
+    "activation_function": "relu",
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> list[str]:
+    """A model of 0.2 MB in budgets of 1 MiB, on a machine of the catalogue."""
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    (tmp_path / "laptop.json").write_text(json.dumps(Hardware.from_catalog("cpu-laptop").to_dict()))
+    (tmp_path / "offload").mkdir()
+    return [
+        *("--model", f"dummy:{tmp_path / 'tiny.json'}", "--hardware", str(tmp_path / "laptop.json")),
+        *("--device", "cpu", "--dtype", "float32", "--offload-dir", str(tmp_path / "offload")),
+        *("--gpu-memory", "1MiB", "--cpu-memory", "1MiB", "--runs", "6", "--seed", "3"),
+        *("--prompt-len", "8", "--gen-len", "4", "--max-seconds", "0.05", "--out", str(tmp_path / "v.json")),
+    ]
+
+
+def test_policies_are_predicted_run_and_reported(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags, "--plot", str(tmp_path / "v.png")]) == 0
+    told = capsys.readouterr()
+    found = Validation.from_file(tmp_path / "v.json")
+    assert len(found.measurements) == len(found.drawn) == 6
+    for drawn, one in zip(found.drawn, found.measurements, strict=True):
+        assert one.policy == drawn.policy
+        assert one.predicted.feasible
+        assert one.predicted.latency_s <= 0.05
+        assert one.measured.latency_s > 0
+        assert one.workload.num_prompts == one.policy.block_size
+    assert (tmp_path / "v.png").read_bytes().startswith(b"\x89PNG")
+    for text in (
+        "Errors of 6 runs",
+        "prefill time",
+        "peak disk",
+        "Throughput by measured bottleneck",
+        "6 policies for",
+    ):
+        assert text in told.out
+    assert "Kendall's tau" in told.out
+    lines = [line for line in told.err.splitlines() if "/6 " in line]
+    assert [line.split("/")[0] for line in lines] == list("123456")
+    assert "searched: best" in lines[0]
+
+
+def test_an_interrupted_validation_goes_on(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = LLM.generate, iter(range(100))
+
+    def generate(self: LLM, *args: Any, **options: Any) -> Any:
+        if next(calls) == 3:  # the warm-up and two runs went well
+            raise KeyboardInterrupt
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LLM, "generate", generate)
+        assert main(flags) == 130
+    assert "v.json: --resume goes on with them" in capsys.readouterr().err
+    first = Validation.from_file(tmp_path / "v.json")
+    assert len(first.measurements) == 2
+    assert main(flags) == 2
+    assert "that file exists; --resume goes on with it" in capsys.readouterr().err
+    assert main([*flags, "--resume"]) == 0
+    assert "has 2 of 6 runs" in capsys.readouterr().err
+    whole = Validation.from_file(tmp_path / "v.json")
+    assert whole.drawn == first.drawn
+    assert whole.measurements[:2] == first.measurements
+    assert len(whole.measurements) == 6
+    # The same seed draws the same policies; a finished one is only reported again.
+    assert main([*flags, "--out", str(tmp_path / "again.json")]) == 0
+    assert Validation.from_file(tmp_path / "again.json").drawn == whole.drawn
+    assert main([*flags, "--resume"]) == 0
+    assert Validation.from_file(tmp_path / "v.json") == whole
+
+
+def test_a_killed_validation_loses_one_run_at_most(flags: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "runtime.validate", *flags, "--runs", "20"]
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    try:
+        path, patience = tmp_path / "v.json", time.monotonic() + 120
+        while not path.exists() and process.poll() is None and time.monotonic() < patience:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    killed = Validation.from_file(path)
+    assert 1 <= len(killed.measurements) < 20
+    assert main([*flags, "--runs", "20", "--resume"]) == 0
+    whole = Validation.from_file(path)
+    assert whole.measurements[: len(killed.measurements)] == killed.measurements
+    assert len(whole.measurements) == len(whole.drawn) == len(killed.drawn)
+
+
+def test_a_file_of_other_flags_is_not_gone_on_with(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*flags, "--runs", "1"]
+    assert main(flags) == 0
+    assert main([*flags, "--resume", "--seed", "4"]) == 2
+    assert "--seed is 4, but" in capsys.readouterr().err
+    other = Hardware.from_catalog("cpu-laptop").replace("links.disk_read.bytes_per_s", 1e9, source="test")
+    (tmp_path / "laptop.json").write_text(json.dumps(other.to_dict()))
+    assert main([*flags, "--resume"]) == 2
+    assert "was begun with other rates" in capsys.readouterr().err
+
+
+def test_a_median_error_above_the_limit_fails(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The catalogue's laptop computes without any overhead of a call: a tiny model is hundreds of percent off."""
+    assert main([*flags, "--runs", "2", "--fail-above", "0.001"]) == 1
+    assert "error: the median error of throughput is" in capsys.readouterr().err
+    assert main([*flags, "--runs", "2", "--resume", "--fail-above", "1000000"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--fail-above", "0"], "--fail-above is 0: it must be greater than 0"),
+        (["--runs", "0"], "--runs is 0: it must be at least 1"),
+        (["--policy", "auto"], "unknown flag --policy"),
+        (["--plot", "figure.txt"], "--plot is figure.txt: the name must end in one of"),
+        (["--gen-len", "100"], "model 'tiny' has 64 positions"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(
+    flags: list[str], more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags, *more]) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert told.out == ""
+
+
+def test_nothing_that_fits_is_said(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*flags, "--max-seconds", "0.0000001"]) == 3
+    assert "error:" in capsys.readouterr().err
