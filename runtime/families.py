@@ -1,12 +1,13 @@
-"""Families that can be run: a config and its ModelSpec → Architecture, one function a ``model_type``."""
+"""Families that can be run: a config and its ModelSpec → Description, one function a ``model_type``."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from costmodel.errors import InputError
 from costmodel.model import ModelSpec
-from runtime.architecture import Architecture, TensorSpec
-from runtime.layers import LayerShape
+from runtime.architecture import Architecture
+from runtime.description import Description, Source, build
+from runtime.rotary_config import read_rotary
 
 Config = Mapping[str, Any]
 
@@ -17,79 +18,81 @@ def architecture(config: Config, *, name: str, where: str | None = None) -> Arch
     Raises :class:`InputError` for a family that cannot be run, or a config that makes no sense.
     """
     spec = ModelSpec.from_config(config, name=name, where=where)
+    place = where or f"model {name!r}"
     if spec.family not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise InputError(
-            f"{where or f'model {name!r}'}: models of type {spec.family!r} can be planned for, but not yet run "
-            f"(these can: {known})"
+            f"{place}: models of type {spec.family!r} can be planned for, but not yet run (these can: {known})"
         )
-    return FAMILIES[spec.family](config, spec)
+    return build(FAMILIES[spec.family](config, spec, place), spec)
 
 
-def opt(config: Config, spec: ModelSpec) -> Architecture:
+def opt(config: Config, spec: ModelSpec, where: str) -> Description:
     """OPT: learned positions two rows in, LayerNorm before each sublayer (opt-350m: after the sum), all biases."""
     place = "before" if config.get("do_layer_norm_before", True) else "residual"
-    layer = "model.decoder.layers.{layer}."
-    hidden, heads = spec.hidden_size, spec.num_heads * spec.head_dim
-    matrices = {
-        "query": ("self_attn.q_proj", heads, hidden, spec.qkv_bias),
-        "key": ("self_attn.k_proj", heads, hidden, spec.qkv_bias),
-        "value": ("self_attn.v_proj", heads, hidden, spec.qkv_bias),
-        "out": ("self_attn.out_proj", hidden, heads, spec.out_bias),
-        "up": ("fc1", spec.ffn_size, hidden, spec.mlp_bias),
-        "down": ("fc2", hidden, spec.ffn_size, spec.mlp_bias),
-    }
-    tensors = [
-        *_norm(f"attention_norms.{place}", f"{layer}self_attn_layer_norm", spec),
-        *_norm(f"mlp_norms.{place}", f"{layer}final_layer_norm", spec),
-    ]
-    for name, (source, rows, columns, bias) in matrices.items():
-        tensors += _linear(name, layer + source, rows, columns, bias=bias)
-    projected = spec.embedding_size != hidden
-    decoder = "model.decoder."
-    head = _norm("norm", f"{decoder}final_layer_norm", spec) if spec.final_norm else []
-    if projected:
-        head += _linear("project_out", f"{decoder}project_out", spec.embedding_size, hidden, bias=False)
-    if not spec.tied_head:
-        head += _linear("matrix", "lm_head", spec.vocab_size, spec.embedding_size, bias=False)
-    norms = {f"attention_norms.{place}", f"mlp_norms.{place}"} | ({"head.norm"} if spec.final_norm else set())
-    return Architecture(
-        spec=spec,
-        layer_shape=LayerShape(
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            activation=str(config.get("activation_function", "relu")),
-        ),
+    projected = spec.embedding_size != spec.hidden_size
+    return Description(
+        prefix="model.decoder.",
+        position_table="embed_positions",
+        position_offset=2,
+        project_in="project_in" if projected else None,
+        project_out="project_out" if projected else None,
+        matrices=_named(_QKV | {"out": "self_attn.out_proj", "up": "fc1", "down": "fc2"}),
+        norms={f"attention_norms.{place}": "self_attn_layer_norm", f"mlp_norms.{place}": "final_layer_norm"},
+        final_norm="final_layer_norm",
         norm_kind="layer",
         norm_epsilon=1e-5,
-        norms=frozenset(norms),
-        table=TensorSpec(
-            name="tokens", shape=(spec.vocab_size, spec.embedding_size), source=f"{decoder}embed_tokens.weight"
-        ),
-        positions=TensorSpec(
-            name="positions", shape=(spec.position_rows, hidden), source=f"{decoder}embed_positions.weight"
-        ),
-        position_offset=2,
-        embedding=tuple(
-            _linear("project_in", f"{decoder}project_in", hidden, spec.embedding_size, bias=False) if projected else ()
-        ),
-        layer=tuple(tensors),
-        head=tuple(head),
-        prefixes=("model.",),
+        activation=str(config.get("activation_function", "relu")),
     )
 
 
-FAMILIES: Mapping[str, Callable[[Config, ModelSpec], Architecture]] = {"opt": opt}
+def llama(config: Config, spec: ModelSpec, where: str) -> Description:
+    """Llama, Mistral, Qwen2 and Qwen3: RMSNorm, rotary positions, grouped heads, a gated MLP."""
+    norms = dict(_LLAMA_NORMS)
+    if spec.qk_norm:
+        norms |= {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
+    return Description(
+        matrices=_named(_QKV | _OUT | _GATED),
+        norms=norms,
+        norm_epsilon=_number(config, "rms_norm_eps", 1e-6, where),
+        activation=str(config.get("hidden_act", "silu")),
+        rotary=read_rotary(config, head_dim=spec.head_dim, max_positions=spec.max_positions, where=where),
+        windows=_windows(config, spec),
+    )
 
 
-def _norm(name: str, source: str, spec: ModelSpec) -> list[TensorSpec]:
-    """The vectors of one norm: weight and bias, the weight alone, or none."""
-    parts = ("weight", "bias")[: spec.norm_vectors]
-    return [TensorSpec(name=f"{name}.{part}", shape=(spec.hidden_size,), source=f"{source}.{part}") for part in parts]
+_QKV = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj"}
+_OUT = {"out": "self_attn.o_proj"}
+_GATED = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
+_LLAMA_NORMS = {"attention_norms.before": "input_layernorm", "mlp_norms.before": "post_attention_layernorm"}
+
+FAMILIES: Mapping[str, Callable[[Config, ModelSpec, str], Description]] = {
+    "llama": llama,
+    "mistral": llama,
+    "opt": opt,
+    "qwen2": llama,
+    "qwen3": llama,
+}
 
 
-def _linear(name: str, source: str, rows: int, columns: int, *, bias: bool) -> list[TensorSpec]:
-    """A matrix (rows, columns) after its bias, if it has one."""
-    tensors = [TensorSpec(name=f"{name}.bias", shape=(rows,), source=f"{source}.bias")] if bias else []
-    return [*tensors, TensorSpec(name=f"{name}.weight", shape=(rows, columns), source=f"{source}.weight")]
+def _named(names: Mapping[str, str]) -> dict[str, Source]:
+    """Matrices that a checkpoint holds as they are."""
+    return {matrix: Source(name=name) for matrix, name in names.items()}
+
+
+def _windows(config: Config, spec: ModelSpec) -> tuple[int | None, ...]:
+    """Tokens that each layer sees: those that ``layer_types`` names, or else the last ones, are limited."""
+    if spec.sliding_window is None:
+        return ()
+    whole = ["full_attention"] * (spec.num_layers - spec.num_sliding_layers)
+    kinds = whole + ["sliding_attention"] * spec.num_sliding_layers
+    if spec.num_sliding_layers < spec.num_layers:
+        kinds = config.get("layer_types") or kinds
+    return tuple(spec.sliding_window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _number(config: Config, name: str, default: float, where: str) -> float:
+    value = config.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise InputError(f"{where}: field {name!r} is {value!r}: it must be a number in [0, 1)")
+    return float(value)
