@@ -38,7 +38,8 @@ class Architecture:
     """Everything about a model but its values.
 
     ``norms`` names the norms that exist, with parameters or without: ``attention_norms.before``,
-    ``head.norm``. ``prefixes`` are what a checkpoint's keys may or may not start with. ``head`` has no
+    ``head.norm``. ``prefixes`` are what a checkpoint's keys may or may not start with, ``renamed``
+    pairs a start with what older checkpoints have instead of it. ``head`` has no
     ``matrix.weight`` where the head is tied to the token table. Positions are rows of a table, a
     ``rotary`` or ``slopes`` (ALiBi, one a head). ``windows`` has, where any layer is limited, the tokens
     that each may see; None: all.
@@ -56,6 +57,7 @@ class Architecture:
     layer: tuple[TensorSpec, ...]
     head: tuple[TensorSpec, ...]
     prefixes: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
     rotary: Rotary | None = None
     slopes: tuple[float, ...] = ()
     windows: tuple[int | None, ...] = ()

@@ -159,7 +159,9 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
 def find_key(checkpoint: Checkpoint, architecture: Architecture, spec: TensorSpec, layer: int | None) -> str:
     """The key of a tensor in a checkpoint, whose keys may have the architecture's prefixes or not."""
     source = spec.source.format(layer=layer)
-    for key in (source, *(_other_form(source, prefix) for prefix in architecture.prefixes)):
+    forms = [_other_form(source, prefix) for prefix in architecture.prefixes]
+    forms += [old + source.removeprefix(new) for new, old in architecture.renamed if source.startswith(new)]
+    for key in (source, *forms):
         if key in checkpoint.keys:
             return key
     raise CheckpointError(

@@ -5,7 +5,7 @@ checkpoint calls them, in which order it keeps their rows, and what the config's
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from costmodel.model import ModelSpec
@@ -56,7 +56,8 @@ class Description:
     rotary: Rotary | None = None
     slopes: tuple[float, ...] = ()
     windows: tuple[int | None, ...] = ()
-    prefixes: tuple[str, ...] = field(default=("model.",))
+    prefixes: tuple[str, ...] = ("model.",)
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 def build(description: Description, spec: ModelSpec) -> Architecture:
@@ -97,6 +98,7 @@ def build(description: Description, spec: ModelSpec) -> Architecture:
         layer=tuple(_layer(d, layer, spec)),
         head=tuple(head),
         prefixes=d.prefixes,
+        renamed=d.renamed,
         rotary=d.rotary,
         slopes=d.slopes,
         windows=d.windows,

@@ -137,7 +137,7 @@ def test_unknown_activation_is_named() -> None:
 
 
 def test_family_that_can_be_planned_but_not_run() -> None:
-    config = AutoConfig.for_model("qwen2").to_dict()
-    told = r"here: models of type 'qwen2' can be planned for, but not yet run \(these can: "
+    config = AutoConfig.for_model("granite").to_dict()
+    told = r"here: models of type 'granite' can be planned for, but not yet run \(these can: "
     with pytest.raises(InputError, match=told):
-        architecture(config, name="qwen", where="here")
+        architecture(config, name="granite", where="here")

@@ -1,6 +1,5 @@
 """Every family yields the logits of transformers, whatever the policy, from checkpoints as transformers writes them."""
 
-import copy
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_runtime_execute import batches_of, ours, policies, prompt_lists, theirs
+from test_runtime_execute import ours, policies, prompt_lists, theirs
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from costmodel.errors import InputError
 from costmodel.policy import Policy, Split
-from runtime import quantization
-from runtime.families import FAMILIES, architecture
 
 VOCABULARY = 131
 
@@ -40,7 +36,7 @@ LLAMA3_SCALING = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12}
 
-MODELS: Mapping[str, dict[str, Any]] = {
+MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama, 6 heads, 3 kv heads, theta": {
         "model_type": "llama",
@@ -80,7 +76,59 @@ MODELS: Mapping[str, dict[str, Any]] = {
     "qwen3, tied, biases": {"model_type": "qwen3", "tie_word_embeddings": True, "attention_bias": True},
 }
 
-SHAPES: Mapping[str, dict[str, Any]] = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA_LIKE)
+GPT_LIKE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 64,
+    "n_head": 4,
+    "n_layer": 3,
+    "n_positions": 48,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+PARTLY_TURNED = {"n_embd": 96, "rotary_dim": 8}
+
+MODELS |= {
+    "bloom": {"model_type": "bloom"},
+    "bloom, 6 heads": {"model_type": "bloom", "hidden_size": 96, "n_head": 6},
+    "bloom, 7 heads": {"model_type": "bloom", "hidden_size": 84, "n_head": 7},
+    "bloom, one head": {"model_type": "bloom", "hidden_size": 20, "n_head": 1},
+    "glm": {"model_type": "glm", "head_dim": 16},
+    "glm, a quarter turned, no biases": {
+        "model_type": "glm",
+        "head_dim": 24,
+        "partial_rotary_factor": 0.25,
+        "attention_bias": False,
+        "num_key_value_heads": 1,
+    },
+    "glm4": {"model_type": "glm4", "head_dim": 16},
+    "glm4, yarn, tied": {
+        "model_type": "glm4",
+        "head_dim": 32,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "rope_scaling": YARN,
+        "tie_word_embeddings": True,
+    },
+    "codegen": {"model_type": "codegen", "rotary_dim": 16},
+    "codegen, 12 heads": {"model_type": "codegen", **PARTLY_TURNED, "n_head": 12, "rotary_dim": 4},
+    "gptj": {"model_type": "gptj", **PARTLY_TURNED},
+    "gpt_neox": {"model_type": "gpt_neox"},
+    "gpt_neox, in sequence": {"model_type": "gpt_neox", "use_parallel_residual": False, "rotary_pct": 1.0},
+    "gpt2": {"model_type": "gpt2"},
+    "gpt2, unscaled, wide": {"model_type": "gpt2", "scale_attn_weights": False, "n_inner": 80},
+    "phi": {"model_type": "phi", "num_key_value_heads": None},
+    "phi, norms of queries and keys": {"model_type": "phi", "qk_layernorm": True},
+    "phi3": {"model_type": "phi3", "num_attention_heads": 8},
+    "starcoder2": {"model_type": "starcoder2", "sliding_window": 6},
+}
+
+SHAPES: Mapping[str, dict[str, Any]] = {
+    **dict.fromkeys(("codegen", "gpt2", "gptj"), GPT_LIKE),
+    **dict.fromkeys(
+        ("glm", "glm4", "gpt_neox", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "starcoder2"), LLAMA_LIKE
+    ),
+    "bloom": {"vocab_size": VOCABULARY, "hidden_size": 64, "n_head": 4, "n_layer": 3},
+}
 
 
 def config_of(name: str) -> dict[str, Any]:
