@@ -236,6 +236,7 @@ _REFUSED: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts"),
     ),
     ("has layers that differ from one another", ("per_layer_config", "block_configs")),
+    ("caps its logits", ("attn_logit_softcapping", "final_logit_softcapping", "logits_soft_cap")),
     ("attends in both directions", ("use_bidirectional_attention",)),
     ("runs the checkpoint's own code", ("auto_map",)),  # even if the type is known: that code may differ from it
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from costmodel.model import ModelSpec
 from runtime.layers import EmbeddingWeights, HeadWeights, LayerShape, LayerWeights, Linear, Norm, Norms, Weight
+from runtime.rotary import Rotary
 
 LAYER_MATRICES = ("query", "key", "value", "out", "gate", "up", "down")
 """In the order in which a layer uses them, which is the order in which they lie in memory."""
@@ -22,13 +23,14 @@ LAYER_MATRICES = ("query", "key", "value", "out", "gate", "up", "down")
 class TensorSpec:
     """One tensor: its name here, its shape, and its key in a checkpoint (``{layer}`` stands for the number).
 
-    ``take`` makes it from the checkpoint's tensor where that holds more, or in another order.
+    ``take`` makes it from the checkpoint's tensor, of shape ``stored``, where that holds more, or in another order.
     """
 
     name: str
     shape: tuple[int, ...]
     source: str
     take: Callable[[Tensor], Tensor] | None = None
+    stored: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,11 @@ class Architecture:
     """Everything about a model but its values.
 
     ``norms`` names the norms that exist, with parameters or without: ``attention_norms.before``,
-    ``head.norm``. ``prefixes`` are what a checkpoint's keys may or may not start with. ``head`` has no
-    ``matrix.weight`` where the head is tied to the token table.
+    ``head.norm``. ``prefixes`` are what a checkpoint's keys may or may not start with, ``renamed``
+    pairs a start with what older checkpoints have instead of it. ``head`` has no
+    ``matrix.weight`` where the head is tied to the token table. Positions are rows of a table, a
+    ``rotary`` or ``slopes`` (ALiBi, one a head). ``windows`` has, where any layer is limited, the tokens
+    that each may see; None: all.
     """
 
     spec: ModelSpec
@@ -52,6 +57,14 @@ class Architecture:
     layer: tuple[TensorSpec, ...]
     head: tuple[TensorSpec, ...]
     prefixes: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    rotary: Rotary | None = None
+    slopes: tuple[float, ...] = ()
+    windows: tuple[int | None, ...] = ()
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a layer's attention reaches back, the newest included; None: all."""
+        return self.windows[layer] if self.windows else None
 
     @property
     def tied_head(self) -> bool:
@@ -65,6 +78,8 @@ class Architecture:
             **matrices,  # type: ignore[arg-type]
             attention_norms=self._norms(tensors, "attention_norms"),
             mlp_norms=self._norms(tensors, "mlp_norms"),
+            query_norm=self._norm(tensors, "query_norm"),
+            key_norm=self._norm(tensors, "key_norm"),
         )
 
     def embedding_weights(self, tensors: Mapping[str, Weight]) -> EmbeddingWeights:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from costmodel.errors import InputError
+from runtime import alibi
 
 WHOLE_CACHE_RATIO = 4.0
 """Room : tokens up to which decode in 16 bits on a CPU reads a cache's unused room too. oneDNN's ``bmm`` copies
@@ -33,12 +34,15 @@ def prefill(
     scale: float,
     key_padding_mask: Tensor | None = None,
     bias: Tensor | None = None,
+    slopes: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Causal attention of a prompt: q (batch, heads, tokens, head dim), k and v with kv heads, gives q's shape.
 
     ``key_padding_mask`` (batch, tokens), True for real tokens; None: no padding. ``bias``, added to the
-    scaled scores, broadcasts to (batch, heads, tokens, tokens). Rows of padding hold finite values
-    without meaning.
+    scaled scores, broadcasts to (batch, heads, tokens, tokens). ``slopes`` (heads,) in fp32 add ALiBi's
+    bias without its table. ``window``: a token sees so many, itself included. Rows of padding hold finite
+    values without meaning.
     """
     _check(q, k, v)
     batch, _, tokens, _ = q.shape
@@ -47,15 +51,23 @@ def prefill(
     groups = q.shape[1] // k.shape[1]
     if groups > 1:  # copies of a prompt's keys are small beside its scores; a cache is never copied
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if bias is None and key_padding_mask is None:
-        return _causal(q, k, v, scale)
+    if window is not None and window >= tokens:
+        window = None
+    in_blocks = q.device.type == "cpu"
+    if bias is None and key_padding_mask is None and (in_blocks or (slopes is None and window is None)):
+        return _causal(q, k, v, scale, slopes, window)
     if key_padding_mask is not None and tuple(key_padding_mask.shape) != (batch, tokens):
         raise InputError(f"key_padding_mask has shape {tuple(key_padding_mask.shape)}: it must be {(batch, tokens)}")
-    if bias is None and key_padding_mask is not None and q.device.type == "cpu":
+    if bias is None and key_padding_mask is not None and in_blocks:
         padding = _left_padding(key_padding_mask)
         if padding is not None:
-            return _prefill_left_padded(q, k, v, padding, scale)
+            return _prefill_left_padded(q, k, v, padding, scale, slopes, window)
     mask = causal_mask(tokens, key_padding_mask, device=q.device)
+    if window is not None:
+        mask = mask & ~torch.ones((tokens, tokens), dtype=torch.bool, device=q.device).tril_(-window)
+    if slopes is not None:
+        table = alibi.prefill_bias(slopes, tokens)
+        bias = table if bias is None else bias + table
     if bias is not None:
         mask = torch.where(mask, bias.to(q.dtype), torch.finfo(q.dtype).min)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
@@ -156,7 +168,9 @@ def _left_padding(key_padding_mask: Tensor) -> list[int] | None:
     return padding
 
 
-def _prefill_left_padded(q: Tensor, k: Tensor, v: Tensor, padding: list[int], scale: float) -> Tensor:
+def _prefill_left_padded(
+    q: Tensor, k: Tensor, v: Tensor, padding: list[int], scale: float, slopes: Tensor | None, window: int | None
+) -> Tensor:
     """Attention of each run of rows with equal padding, without that padding: no mask and no work for it."""
     batch, heads, tokens, head_dim = q.shape
     out = q.new_zeros((batch, tokens, heads, head_dim)).transpose(1, 2)  # the layout that the layer flattens
@@ -167,20 +181,25 @@ def _prefill_left_padded(q: Tensor, k: Tensor, v: Tensor, padding: list[int], sc
             last += 1
         part = (slice(first, last), slice(None), slice(padding[first], None))
         if padding[first] < tokens:
-            out[part] = _causal(q[part], k[part], v[part], scale)
+            out[part] = _causal(q[part], k[part], v[part], scale, slopes, window)
         first = last
     return out
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _causal(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, slopes: Tensor | None = None, window: int | None = None
+) -> Tensor:
     """Causal attention without padding; q, k and v are (batch, heads, tokens, head dim)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return _causal_by_blocks(q, k, v, scale)
+    needs_blocks = q.dtype == torch.bfloat16 or slopes is not None or window is not None
+    if q.device.type == "cpu" and needs_blocks:
+        return _causal_by_blocks(q, k, v, scale, slopes, window)
     return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
 
 
-def _causal_by_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """A few heads and a block of queries at a time, over the keys up to the block's last; softmax in fp32."""
+def _causal_by_blocks(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, slopes: Tensor | None, window: int | None
+) -> Tensor:
+    """A few heads and a block of queries at a time, over the keys that the block may see; softmax in fp32."""
     batch, heads, tokens, head_dim = q.shape
     out = q.new_empty((batch, tokens, heads, head_dim))  # the layout that the layer flattens
     width = min(QUERY_BLOCK, tokens)
@@ -191,14 +210,27 @@ def _causal_by_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             some = (slice(prompt, prompt + max(1, rows // heads)), slice(head, head + rows))
             queries, keys, values = (part[some].reshape(-1, tokens, head_dim) for part in (q, k, v))
             queries, keys = queries * scale, keys.transpose(1, 2).contiguous()
+            steep = None if slopes is None else slopes[some[1]].repeat(q[some].shape[0])[:, None, None]
             for start in range(0, tokens, width):
                 stop = min(tokens, start + width)
-                scores = torch.bmm(queries[:, start:stop], keys[:, :, :stop]).float()
-                scores[:, :, start:] += future[: stop - start, : stop - start]
+                first = 0 if window is None else max(0, start - window + 1)
+                scores = torch.bmm(queries[:, start:stop], keys[:, :, first:stop]).float()
+                if steep is not None:
+                    scores.addcmul_(steep, _distance(start, stop, first))
+                if window is not None:
+                    behind = torch.ones(scores.shape[1:], dtype=torch.bool).tril_(start - first - window)
+                    scores.masked_fill_(behind, torch.finfo(torch.float32).min)
+                scores[:, :, start - first :] += future[: stop - start, : stop - start]
                 weights = torch.softmax(scores, dim=-1).to(v.dtype)
-                attended = torch.bmm(weights, values[:, :stop]).view(*q[some].shape[:2], -1, head_dim)
+                attended = torch.bmm(weights, values[:, first:stop]).view(*q[some].shape[:2], -1, head_dim)
                 out[some[0], start:stop, some[1]] = attended.transpose(1, 2)
     return out.transpose(1, 2)
+
+
+def _distance(start: int, stop: int, first: int) -> Tensor:
+    """Key minus query (queries, keys), of queries ``start`` to ``stop`` and keys ``first`` to ``stop``; fp32."""
+    queries, keys = torch.arange(start, stop), torch.arange(first, stop)
+    return (keys[None, :] - queries[:, None]).float()
 
 
 def _read_whole(cache: Tensor, tokens: int) -> bool:

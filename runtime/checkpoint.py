@@ -159,7 +159,9 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
 def find_key(checkpoint: Checkpoint, architecture: Architecture, spec: TensorSpec, layer: int | None) -> str:
     """The key of a tensor in a checkpoint, whose keys may have the architecture's prefixes or not."""
     source = spec.source.format(layer=layer)
-    for key in (source, *(_other_form(source, prefix) for prefix in architecture.prefixes)):
+    forms = [_other_form(source, prefix) for prefix in architecture.prefixes]
+    forms += [old + source.removeprefix(new) for new, old in architecture.renamed if source.startswith(new)]
+    for key in (source, *forms):
         if key in checkpoint.keys:
             return key
     raise CheckpointError(
@@ -169,7 +171,7 @@ def find_key(checkpoint: Checkpoint, architecture: Architecture, spec: TensorSpe
 
 
 def check_tensor(checkpoint: Checkpoint, architecture: Architecture, spec: TensorSpec, layer: int | None) -> str:
-    """The key of a tensor that is there, in a type that can be converted and, unless ``take`` changes it, its shape."""
+    """The key of a tensor that is there, in a type that can be converted and, where it is known, its shape."""
     key = find_key(checkpoint, architecture, spec, layer)
     dtype, shape = checkpoint.dtype(key), checkpoint.shape(key)
     if dtype not in FLOAT_DTYPES:
@@ -177,8 +179,9 @@ def check_tensor(checkpoint: Checkpoint, architecture: Architecture, spec: Tenso
             f"{checkpoint.where(key)} is {_name(dtype)}: float64, float32, float16 or bfloat16 is expected; "
             "use a checkpoint that is not quantised"
         )
-    if spec.take is None:
-        _check_shape(checkpoint, key, shape, spec)
+    expected = spec.stored or (spec.shape if spec.take is None else None)
+    if expected is not None:
+        _check_shape(checkpoint, key, shape, expected)
     return key
 
 
@@ -191,7 +194,7 @@ def tensor_of(checkpoint: Checkpoint, architecture: Architecture, spec: TensorSp
     tensor = checkpoint.read(key)
     if spec.take is not None:
         tensor = spec.take(tensor)
-        _check_shape(checkpoint, key, tuple(tensor.shape), spec)
+        _check_shape(checkpoint, key, tuple(tensor.shape), spec.shape)
     return tensor
 
 
@@ -250,10 +253,10 @@ def _other_form(source: str, prefix: str) -> str:
     return source.removeprefix(prefix) if source.startswith(prefix) else prefix + source
 
 
-def _check_shape(checkpoint: Checkpoint, key: str, shape: tuple[int, ...], spec: TensorSpec) -> None:
-    if shape != spec.shape:
+def _check_shape(checkpoint: Checkpoint, key: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
         raise CheckpointError(
-            f"{checkpoint.where(key)} has shape {list(shape)}: by config.json {list(spec.shape)} is expected; "
+            f"{checkpoint.where(key)} has shape {list(shape)}: by config.json {list(expected)} is expected; "
             "config.json and the weights are not of one model"
         )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from costmodel.policy import Policy
 from costmodel.schedule import Place, Step, block_schedule
 from runtime import attention, layers
+from runtime.block_positions import BlockPositions
 from runtime.cache_format import CacheFormat
 from runtime.hidden_states import HiddenStates
 from runtime.kv_cache import CacheShape, KvCache
@@ -99,8 +100,14 @@ class BlockRun:
         )
         self._embedding = weights.embedding()
         self._table, self._positions = weights.table("table"), weights.table("positions")
-        self._first_position = [self._real_tokens(batch) for batch in batches]
-        self._row_masks: dict[int, Tensor] = {}
+        self._positions_of = BlockPositions(
+            list(zip(sizes, lengths, strict=True)),
+            [batch.mask for batch in batches],
+            new_tokens=gen_len,
+            architecture=self._architecture,
+            dtype=dtype,
+            device=movers.device,
+        )
 
     def run(self, choose: Choose, *, ended: Callable[[], bool] | None = None) -> BlockTimes:
         """Generate until ``gen_len`` tokens, or until ``ended`` says after a step that no prompt needs more."""
@@ -183,9 +190,19 @@ class BlockRun:
         if place.token == 0:
             self.hidden.put(place.batch, self._prefill(hidden, weights, place, turn))
             return
-        q, k, v = layers.project_qkv(hidden, weights, shape)
-        scale, mask, where = shape.attention_scale, self._row_mask(place), (place.layer, place.batch)
-        attended = self.cache.attend(where, turn, q, k, v, scale=scale, new_tokens=place.token, mask=mask)
+        newest = self._positions_of.newest(place.batch, place.layer, place.token)
+        q, k, v = layers.project_qkv(hidden, weights, shape, newest.rotation)
+        attended = self.cache.attend(
+            (place.layer, place.batch),
+            turn,
+            q,
+            k,
+            v,
+            scale=shape.attention_scale,
+            new_tokens=place.token,
+            mask=newest.mask,
+            bias=newest.bias,
+        )
         self.hidden.put(place.batch, layers.finish_layer(hidden, attended, weights, shape))
 
     def _prefill(self, hidden: Tensor, weights: LayerWeights, place: Place, turn: int) -> Tensor:
@@ -193,16 +210,17 @@ class BlockRun:
 
         Of the last layer only the last token goes on to the head.
         """
-        shape, padding = self._architecture.layer_shape, self._batches[place.batch].mask
+        shape, window = self._architecture.layer_shape, self._architecture.window(place.layer)
         prompts, tokens, _ = hidden.shape
         is_last = place.layer == self._num_layers - 1
         at_once = max(1, PREFILL_ROWS[hidden.device.type] // tokens)
         for first in range(0, prompts, at_once):
             some = hidden[first : first + at_once]
-            q, k, v = layers.project_qkv(some, weights, shape)
+            rotation, mask = self._positions_of.prompts(place.batch, first, first + at_once)
+            q, k, v = layers.project_qkv(some, weights, shape, rotation)
             self.cache.write_prompts((place.layer, place.batch), turn, k, v, first_prompt=first)
-            mask = None if padding is None else padding[first : first + at_once].to(hidden.device)
-            attended = attention.prefill(q, k, v, scale=shape.attention_scale, key_padding_mask=mask)
+            slopes, scale = self._positions_of.slopes, shape.attention_scale
+            attended = attention.prefill(q, k, v, scale=scale, key_padding_mask=mask, slopes=slopes, window=window)
             del q, k, v
             if is_last:
                 attended, some = attended[:, :, -1:], some[:, -1:]
@@ -215,7 +233,7 @@ class BlockRun:
         logits = layers.lm_head(hidden, self._weights.head(turn))
         tokens = choose(place.batch, logits, place.token)
         if place.token + 1 < self._gen_len:
-            positions = (self._first_position[place.batch] + place.token).unsqueeze(1)
+            positions = self._positions_of.of_newest(place.batch, place.token + 1)
             streamed = self._weights.streamed_table(turn)
             self.hidden.put(place.batch, self._embed(tokens.to(positions.device).unsqueeze(1), positions, streamed))
 
@@ -223,8 +241,7 @@ class BlockRun:
 
     def _embed_prompt(self, number: int, batch: Batch) -> None:
         ids = batch.token_ids.to(self._movers.device)
-        mask = torch.ones_like(ids) if batch.mask is None else batch.mask.to(ids.device)
-        positions = layers.positions(mask)
+        positions = self._positions_of.of_prompts(number)
         prompts, tokens = ids.shape
         hidden = torch.empty(
             (prompts, tokens, self._architecture.spec.hidden_size), dtype=self._dtype, device=ids.device
@@ -245,24 +262,6 @@ class BlockRun:
         if self._positions is not None:
             position_rows = self._positions.gather((positions + self._architecture.position_offset).clamp_(min=0))
         return layers.embed(rows, self._embedding, position_rows=position_rows)
-
-    def _real_tokens(self, batch: Batch) -> Tensor:
-        """Real tokens of each prompt, which is the position of its first new token."""
-        prompts, tokens = batch.token_ids.shape
-        if batch.mask is None:
-            return torch.full((prompts,), tokens, device=self._movers.device)
-        return batch.mask.sum(1).to(self._movers.device)
-
-    def _row_mask(self, place: Place) -> Tensor | None:
-        """(rows, tokens so far) of a decode step, for the rows of the cache; made once for all layers."""
-        mask = self._batches[place.batch].mask
-        if mask is None:
-            return None
-        if place.layer == 0:
-            new = torch.ones((mask.shape[0], place.token), dtype=torch.bool, device=mask.device)
-            rows = torch.cat((mask, new), 1).repeat_interleave(self._architecture.spec.num_kv_heads, 0)
-            self._row_masks[place.batch] = rows.to(self._movers.device)
-        return self._row_masks[place.batch]
 
     # ----------------------------------------------------------------- turns
 

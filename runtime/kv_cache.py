@@ -6,6 +6,7 @@ the split by less than one row. Rows on the first tier are appended to and atten
 in host memory where the CPU attends. All others are carried: stored when computed, loaded before use.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,17 +62,26 @@ class Share:
 
 
 def shares(shape: CacheShape, split: Split) -> dict[Place, Share]:
-    """Rows by tier of every layer and batch; their sums miss ``split`` by less than a row."""
-    found, seen, given = {}, 0, [0, 0]
+    """Rows by tier of every layer and batch; their sums miss ``split`` by less than a row.
+
+    Each place gives every tier what it is owed so far, in whole rows, and the rows left to the tiers that
+    are owed the largest parts of one.
+    """
+    fractions = (split.gpu, split.cpu, split.disk)
+    found, seen, given = {}, 0, [0, 0, 0]
     for layer in range(shape.num_layers):
         for batch in range(len(shape.batch_sizes)):
             rows = shape.rows(batch)
             seen += rows
-            upto = [round(split.gpu * seen), seen if split.disk == 0 else round((split.gpu + split.cpu) * seen)]
-            gpu = min(rows, upto[0] - given[0])
-            both = min(rows, max(gpu, upto[1] - given[1]))
-            given = [given[0] + gpu, given[1] + both]
-            found[layer, batch] = Share(gpu, both - gpu, rows - both)
+            owed = [fraction * seen - already for fraction, already in zip(fractions, given, strict=True)]
+            counts = [max(0, math.floor(rows_owed)) for rows_owed in owed]
+            while sum(counts) != rows:
+                step = 1 if sum(counts) < rows else -1
+                tiers = [tier for tier in range(3) if (fractions[tier] if step > 0 else counts[tier])]
+                chosen = max(tiers, key=lambda tier: step * (owed[tier] - counts[tier]))
+                counts[chosen] += step
+            given = [already + count for already, count in zip(given, counts, strict=True)]
+            found[layer, batch] = Share(*counts)
     return found
 
 

@@ -5,8 +5,9 @@ A sublayer (attention or MLP) may have a norm in three places, each of which som
     x + output(sublayer(before(x))), then residual(·)
 
 Most models have ``before``; opt-350m has ``residual`` only (post-norm); GLM-4 has ``before`` and
-``output``. All functions take hidden states (batch, tokens, hidden) and return new ones; a cache is
-written in place. Nothing here knows where a tensor came from, only that all lie on one device.
+``output``. In a parallel layer both sublayers work on the same x. All functions take hidden states
+(batch, tokens, hidden) and return new ones; a cache is written in place. Nothing here knows where a tensor
+came from, only that all lie on one device.
 """
 
 import math
@@ -22,6 +23,7 @@ from torch.nn import functional
 from costmodel.errors import InputError
 from runtime import attention, quantization
 from runtime.quantization import Quantized, Quantized4bitLinear
+from runtime.rotary import Rotation, rotate
 
 # Each may write its result into its argument.
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -82,7 +84,8 @@ class Norms:
 class LayerShape:
     """What a layer's weights do not say themselves; :class:`InputError` if kv heads do not divide heads.
 
-    ``attention_scale`` multiplies the scores: head_dim ** -0.5 by default.
+    ``attention_scale`` multiplies the scores: head_dim ** -0.5 by default. A ``parallel`` layer is
+    x + attention(before(x)) + mlp(before(x)); its MLP has a norm of its own or uses the attention's.
     """
 
     num_heads: int
@@ -90,6 +93,7 @@ class LayerShape:
     head_dim: int
     activation: str = "relu"
     attention_scale: float = math.nan
+    parallel: bool = False
 
     def __post_init__(self) -> None:
         for field in ("num_heads", "num_kv_heads", "head_dim"):
@@ -110,7 +114,7 @@ class LayerWeights:
 
     query (heads · head dim, hidden), key and value (kv heads · head dim, hidden), out (hidden,
     heads · head dim), up and gate (ffn, hidden), down (hidden, ffn). Any tensor may be a view into a
-    larger buffer.
+    larger buffer. ``query_norm`` and ``key_norm`` are over the values of each head.
     """
 
     query: Linear
@@ -122,6 +126,8 @@ class LayerWeights:
     gate: Linear | None = None
     attention_norms: Norms = Norms()
     mlp_norms: Norms = Norms()
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,32 +199,44 @@ def normalize(x: Tensor, norm: Norm | None) -> Tensor:
     return scaled.to(x.dtype) if norm.weight is None else norm.weight * scaled.to(x.dtype)
 
 
-def project_qkv(hidden: Tensor, weights: LayerWeights, shape: LayerShape) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (batch, heads, tokens, head dim), keys and values (batch, kv heads, tokens, head dim), as views."""
+def project_qkv(
+    hidden: Tensor, weights: LayerWeights, shape: LayerShape, rotation: Rotation | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (batch, heads, tokens, head dim), keys and values (batch, kv heads, tokens, head dim).
+
+    ``rotation`` (batch or 1, tokens, rotary_dim / 2) turns queries and keys by their tokens' positions.
+    """
     x = normalize(hidden, weights.attention_norms.before)
     batch, tokens, _ = x.shape
 
     def heads(projection: Linear, count: int) -> Tensor:
-        return linear(x, projection).view(batch, tokens, count, shape.head_dim).transpose(1, 2)
+        return linear(x, projection).view(batch, tokens, count, shape.head_dim)
 
-    return (
-        heads(weights.query, shape.num_heads),
-        heads(weights.key, shape.num_kv_heads),
-        heads(weights.value, shape.num_kv_heads),
-    )
+    query = normalize(heads(weights.query, shape.num_heads), weights.query_norm).transpose(1, 2)
+    key = normalize(heads(weights.key, shape.num_kv_heads), weights.key_norm).transpose(1, 2)
+    if rotation is not None:
+        query, key = rotate(query, rotation), rotate(key, rotation)
+    return query, key, heads(weights.value, shape.num_kv_heads).transpose(1, 2)
 
 
 def finish_layer(hidden: Tensor, attended: Tensor, weights: LayerWeights, shape: LayerShape) -> Tensor:
     """The rest of a layer after attention: ``hidden`` is its input, ``attended`` (batch, heads, tokens, head dim)."""
     merged = linear(attended.transpose(1, 2).flatten(2), weights.out)
+    if shape.parallel:
+        x = normalize(hidden, weights.mlp_norms.before or weights.attention_norms.before)
+        return _join(_join(hidden, merged, weights.attention_norms), _mlp(x, weights, shape), weights.mlp_norms)
     hidden = _join(hidden, merged, weights.attention_norms)
     x = normalize(hidden, weights.mlp_norms.before)
+    return _join(hidden, _mlp(x, weights, shape), weights.mlp_norms)
+
+
+def _mlp(x: Tensor, weights: LayerWeights, shape: LayerShape) -> Tensor:
     activation = ACTIVATIONS[shape.activation]
     if weights.gate is None:
         inner = activation(linear(x, weights.up))
     else:
         inner = activation(linear(x, weights.gate)).mul_(linear(x, weights.up))
-    return _join(hidden, linear(inner, weights.down), weights.mlp_norms)
+    return linear(inner, weights.down)
 
 
 def decoder_layer_prefill(
@@ -229,12 +247,13 @@ def decoder_layer_prefill(
     *,
     key_padding_mask: Tensor | None = None,
     bias: Tensor | None = None,
+    rotation: Rotation | None = None,
 ) -> Tensor:
     """One layer over a prompt, hidden (batch, tokens, hidden); keys and values go to the first tokens of ``cache``.
 
     ``key_padding_mask`` (batch, tokens) is True for real tokens, ``bias`` as in :func:`attention.prefill`.
     """
-    q, k, v = project_qkv(hidden, weights, shape)
+    q, k, v = project_qkv(hidden, weights, shape, rotation)
     _store(cache, k, v, position=0)
     attended = attention.prefill(q, k, v, scale=shape.attention_scale, key_padding_mask=key_padding_mask, bias=bias)
     return finish_layer(hidden, attended, weights, shape)
@@ -249,13 +268,14 @@ def decoder_layer_decode(
     position: int,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
+    rotation: Rotation | None = None,
 ) -> Tensor:
     """One layer over one new token, hidden (batch, 1, hidden), whose key and value go to ``position`` of ``cache``.
 
     ``position`` counts the tokens already there, padding included. ``mask`` (batch, position + 1) is True
     for real tokens; None: no padding. ``bias`` as in :func:`attention.decode`.
     """
-    q, k, v = project_qkv(hidden, weights, shape)
+    q, k, v = project_qkv(hidden, weights, shape, rotation)
     _store(cache, k, v, position=position)
     attended = attend_cache(q, cache, shape, tokens=position + 1, mask=mask, bias=bias)
     return finish_layer(hidden, attended, weights, shape)

@@ -227,7 +227,9 @@ class Weights:
         if unit.nbytes:
             self._movers.disk.read(self._file, unit.file_offset, buffer).synchronize()
         here = buffer.to(self._movers.device)
-        return self.architecture.embedding_weights({field.name: _tensor(field, here) for field in unit.layout.fields})
+        return self.architecture.embedding_weights(
+            {field.name: _tensor(field, here[field.offset :]) for field in unit.layout.fields}
+        )
 
     def table(self, name: str) -> Table | None:
         """The rows of ``"table"`` or ``"positions"``, wherever they lie; ``None`` if there is none."""

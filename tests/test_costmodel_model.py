@@ -19,6 +19,33 @@ from costmodel.errors import InputError
 from costmodel.model import BYTES_PER_VALUE, COMPRESSED_BYTES_PER_VALUE, ModelSpec, catalog_config, catalog_names
 
 OPT_NAMES = tuple(f"opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b", "175b"))
+# Parameters as the models' cards or the hub state them; those of GLM as llama.cpp prints them, rounded.
+OTHER_PARAMS = {
+    "bloom-560m": 559_214_592,
+    "bloom-1b1": 1_065_314_304,
+    "bloom-1b7": 1_722_408_960,
+    "bloom-3b": 3_002_557_440,
+    "bloom-7b1": 7_069_016_064,
+    "bloom-176b": 176_247_271_424,
+    "glm-4-9b": 9_400e6,
+    "glm-4-32b-0414": 32_570e6,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+}
+CODEGEN_NAMES = tuple(f"codegen-{size}" for size in ("350m", "2b", "6b", "16b"))
 EMBEDDING = re.compile(
     r"\b(embed_tokens|embed_positions|project_in|wte|wpe|embed_in|word_embeddings|word_embeddings_layernorm)\b"
 )
@@ -55,16 +82,34 @@ def assert_counts_agree(spec: ModelSpec, model: Any) -> None:
 # ---- the catalogue
 
 
-@pytest.mark.parametrize("name", OPT_NAMES)
-def test_opt_catalogue_counts_every_parameter_of_transformers(name: str) -> None:
+@pytest.mark.parametrize("name", [*OPT_NAMES, *CODEGEN_NAMES, *OTHER_PARAMS])
+def test_the_catalogue_counts_every_parameter_of_transformers(name: str) -> None:
     spec = ModelSpec.from_catalog(name)
-    model = meta_model("opt", **{key: value for key, value in catalog_config(name).items() if key != "model_type"})
+    config = catalog_config(name)
+    model = meta_model(config["model_type"], **{key: value for key, value in config.items() if key != "model_type"})
     assert_counts_agree(spec, model)
     assert dataclasses.replace(spec_of(model), name=name) == spec
 
 
-def test_catalogue_holds_every_opt_size_smallest_first() -> None:
-    assert catalog_names() == OPT_NAMES
+def test_the_catalogue_is_sorted_smallest_first() -> None:
+    assert set(catalog_names()) == {*OPT_NAMES, *CODEGEN_NAMES, *OTHER_PARAMS}
+    sizes = [ModelSpec.from_catalog(name).total_params for name in catalog_names()]
+    assert sizes == sorted(sizes)
+    assert tuple(name for name in catalog_names() if name.startswith("opt-")) == OPT_NAMES
+
+
+@pytest.mark.parametrize("name", OTHER_PARAMS)
+def test_counts_of_other_families_are_the_published_ones(name: str) -> None:
+    assert ModelSpec.from_catalog(name).total_params == pytest.approx(OTHER_PARAMS[name], abs=5e6)
+
+
+@pytest.mark.parametrize("name", [*CODEGEN_NAMES, *OTHER_PARAMS])
+def test_catalogue_files_of_other_families_name_their_source(name: str) -> None:
+    path = Path(families.__file__).parent / "catalog" / "models" / f"{name}.json"
+    source = json.loads(path.read_text())["_source"]
+    assert source.startswith("config.json of ")
+    assert "arXiv" in source or "pull request" in source
+    assert "_source" not in catalog_config(name)
 
 
 @pytest.mark.parametrize("name", OPT_NAMES)

@@ -57,6 +57,49 @@ def test_prefill_is_softmax_attention(mask, kv_heads, with_bias):
     torch.testing.assert_close(ours[rows].double(), expected[rows], rtol=1e-5, atol=1e-5)
 
 
+def windowed(tokens: int, window: int | None) -> torch.Tensor:
+    """True where a query (row) sees a key."""
+    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    return seen if window is None else seen & ~seen.tril(-window)
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize("window", [None, 1, 3, 7])
+@pytest.mark.parametrize("sloped", [False, True])
+def test_prefill_with_slopes_and_windows_is_softmax_attention(mask, window, sloped):
+    """Masks with holes take the way of a CUDA device, through a table of the whole bias."""
+    q, k, v = random(3, 4, 7, 16), random(3, 2, 7, 16, seed=1), random(3, 2, 7, 16, seed=2)
+    slopes = torch.tensor([0.5, 0.25, 2.0, 0.1]) if sloped else None
+    distance = (torch.arange(7)[None, :] - torch.arange(7)[:, None]).float()
+    bias = slopes[None, :, None, None] * distance.expand(3, 1, 7, 7) if sloped else None
+    real = torch.ones(3, 7, dtype=torch.bool) if mask is None else mask
+    expected = by_definition(q, k, v, windowed(7, window) & real[:, None, :], 0.3, bias)
+    ours = attention.prefill(q, k, v, scale=0.3, key_padding_mask=mask, slopes=slopes, window=window)
+    assert ours.isfinite().all()
+    rows = real[:, None, :].expand(3, 4, 7)
+    torch.testing.assert_close(ours[rows].double(), expected[rows], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 50, 128, 200])
+@pytest.mark.parametrize("sloped", [False, True])
+def test_blocks_of_a_long_prompt_are_one_softmax(dtype, window, sloped, monkeypatch):
+    """Several blocks of queries, and of heads and prompts."""
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", 3 * 128 * 300)
+    tokens = 300
+    q, k, v = (random(2, 4, tokens, 8, seed=seed, dtype=dtype) for seed in range(3))
+    slopes = torch.tensor([0.5, 0.02, 0.2, 0.1]) if sloped else None
+    bias = torch.zeros(1, 4, tokens, tokens)
+    if sloped:
+        bias = bias + slopes[None, :, None, None] * (torch.arange(tokens)[None, :] - torch.arange(tokens)[:, None])
+    scores = (q.float() @ k.float().transpose(2, 3)) * 0.3 + bias
+    scores = scores.masked_fill(~windowed(tokens, window), -torch.inf)
+    expected = scores.softmax(-1) @ v.float()
+    ours = attention.prefill(q, k, v, scale=0.3, slopes=slopes, window=window).float()
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
+
+
 def test_no_row_of_a_mask_is_empty():
     """Kernels differ in what they make of an empty row: zeros on a CPU today, NaN elsewhere."""
     mask = attention.causal_mask(7, MASKS["empty row"])
