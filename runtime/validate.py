@@ -40,6 +40,9 @@ exit codes: 0 done, 1 above --fail-above, 2 bad input, 3 nothing fits, 5 the dis
 
 MODEL = "dummy:opt-125m"
 
+BUSY = 0.5
+"""Runnable programs a core above which measurements say more about the other programs."""
+
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "tierwise validate") -> int:
     """Run the command; its exit code."""
@@ -139,8 +142,15 @@ def _check_limit(limit_percent: float | None, median_percent: float) -> None:
 
 def _validated(args: argparse.Namespace) -> Validation:
     engine_flags.require_torch()
+    from runtime import environment
     from runtime.validation_runs import run_all
 
+    load = environment.load_per_core()
+    if load > BUSY:
+        engine_flags.say(
+            f"note: other programs keep this machine busy (load {load:.1f} a core over the last minute): runs take "
+            "longer than predicted, and not for reasons that the model knows"
+        )
     with _conversions() as conversions:
         found = _begun(args, conversions)
 

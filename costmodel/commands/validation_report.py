@@ -30,10 +30,10 @@ def report(found: Validation, *, written: Sequence[str]) -> list[terminal.Render
         ),
         terminal.heading("What took longer or shorter than predicted (busy seconds of all runs)"),
         _causes(summary),
-        terminal.heading("In short"),
-        *(Text(sentence) for sentence in sentences(found)),
         Text(),
         terminal.facts(*_facts(found, written)),
+        terminal.heading("In short"),
+        *(Text(sentence) for sentence in sentences(found)),
     ]
 
 
