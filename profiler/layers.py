@@ -171,12 +171,13 @@ def _decode_body(
         ones = torch.ones(hidden, dtype=dtype, device=device)
         return layers.Norms(before=layers.Norm(kind="layer", weight=ones, bias=torch.zeros_like(ones)))
 
-    query, key, value, out = (matrix(hidden, hidden) for _ in range(4))
+    width = heads * head_dim
+    query, key, value = (matrix(width, hidden) for _ in range(3))
     weights = layers.LayerWeights(
         query=query,
         key=key,
         value=value,
-        out=out,
+        out=matrix(hidden, width),
         up=matrix(4 * hidden, hidden),
         down=matrix(hidden, 4 * hidden),
         attention_norms=norms(),

@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 
 from costmodel.errors import InputError
+from costmodel.hardware import Hardware
 from costmodel.model import catalog_config, catalog_names
 from costmodel.policy import Policy, Split
-from runtime import alibi, quantization
+from runtime import LLM, SamplingParams, alibi, quantization
 from runtime.execute import BlockRun
 from runtime.families import FAMILIES, architecture
 from runtime.layout import image_layout
@@ -101,6 +102,7 @@ MODELS |= {
     "bloom": {"model_type": "bloom"},
     "bloom, 6 heads": {"model_type": "bloom", "hidden_size": 96, "n_head": 6},
     "bloom, 7 heads": {"model_type": "bloom", "hidden_size": 84, "n_head": 7},
+    "bloom, untied": {"model_type": "bloom", "tie_word_embeddings": False},
     "bloom, one head": {"model_type": "bloom", "hidden_size": 20, "n_head": 1},
     "glm": {"model_type": "glm", "head_dim": 16},
     "glm, a quarter turned, no biases": {
@@ -122,6 +124,7 @@ MODELS |= {
     "codegen": {"model_type": "codegen", "rotary_dim": 16},
     "codegen, 12 heads": {"model_type": "codegen", **PARTLY_TURNED, "n_head": 12, "rotary_dim": 4},
     "gptj": {"model_type": "gptj", **PARTLY_TURNED},
+    "gptj, tied": {"model_type": "gptj", "rotary_dim": 16, "tie_word_embeddings": True},
     "gpt_neox": {"model_type": "gpt_neox"},
     "gpt_neox, in sequence": {"model_type": "gpt_neox", "use_parallel_residual": False, "rotary_pct": 1.0},
     "gpt2": {"model_type": "gpt2"},
@@ -252,6 +255,16 @@ def test_bfloat16_stays_near_float32(name: str, folder: Path) -> None:
     logits, _, _ = ours(saved(name, folder), placed(), folder, PROMPTS, 1, dtype=torch.bfloat16)
     error = float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt())
     assert error < 0.06
+
+
+@pytest.mark.parametrize("name", ["bloom", "codegen", "glm4", "qwen3"])
+def test_the_engine_searches_a_policy_and_generates(name: str, folder: Path) -> None:
+    _, expected = theirs("", PROMPTS, 4, model=reference(name))
+    params = SamplingParams(max_new_tokens=4, ignore_eos=True)
+    memory = {"gpu_memory": "64MiB", "cpu_memory": "64MiB", "offload_dir": str(folder)}
+    with LLM(saved(name, folder), dtype="float32", hardware=Hardware.from_catalog("cpu-laptop"), **memory) as llm:
+        found = [list(completion.token_ids) for completion in llm.generate(PROMPTS, params)]
+    assert found == expected.tolist()
 
 
 # ------------------------------------------------------------------ what checkpoints and configs look like
