@@ -40,9 +40,9 @@ demo-run: $(RUNTIME)
 	$(call step,2. This machine: what can it really do? (20 s))
 	$(BIN)/python -m profiler --quick --device cpu --model opt-125m --offload-dir $(DEMO_DIR)/offload --out $(DEMO_DIR)/machine.json
 	$(call step,3. One run: OPT-125M with random weights (239 MiB) in 180 + 50 MiB of memory; the rest is on disk)
-	$(BIN)/python -m runtime.bench $(DEMO_MODEL) --max-latency 5s
+	$(BIN)/python -m runtime.bench $(DEMO_MODEL) --num-prompts 16
 	$(call step,4. The check: 12 policies across the space$(comma) each predicted and then run (about a minute))
-	$(BIN)/python -m runtime.validate $(DEMO_MODEL) --runs 12 --max-seconds 4s --out $(DEMO_DIR)/validation.json --plot $(DEMO_DIR)/validation.png
+	$(BIN)/python -m runtime.validate $(DEMO_MODEL) --runs 12 --max-seconds 5s --out $(DEMO_DIR)/validation.json --plot $(DEMO_DIR)/validation.png
 	@printf '\nThe figures are %s and %s.\n' $(DEMO_DIR)/search.png $(DEMO_DIR)/validation.png
 
 test: lint ## check style, types and imports, then run the tests

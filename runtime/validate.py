@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel.commands import arguments, outcome, output, parsing, terminal
-from costmodel.errors import InputError, TierwiseError
+from costmodel.errors import InfeasibleError, InputError, TierwiseError
 from costmodel.hardware import Hardware, quantities
 from costmodel.policy import Policy
 from costmodel.validation import Space, Validation, draw
@@ -187,7 +187,11 @@ def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> V
         usable_fraction=_usable_fraction(args),
         switches=arguments.switches(args),
     )
-    drawn = draw(space, count=args.runs, seed=args.seed)
+    try:
+        drawn = draw(space, count=args.runs, seed=args.seed)
+    except InfeasibleError as error:  # which speaks of the search's flags
+        message = str(error).replace("--max-latency", "--max-seconds")
+        raise InfeasibleError(message, reason=error.reason) from None
     if len(drawn) < args.runs:
         engine_flags.say(f"only {len(drawn)} different policies were found that fit and are fast enough")
     return Validation(request=request, hardware=hardware, drawn=drawn)

@@ -173,4 +173,4 @@ def test_wrong_flags_are_one_sentence(
 
 def test_nothing_that_fits_is_said(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*flags, "--max-seconds", "0.0000001"]) == 3
-    assert "error:" in capsys.readouterr().err
+    assert "raise --max-seconds to at least" in capsys.readouterr().err
