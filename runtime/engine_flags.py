@@ -82,7 +82,8 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="what weights and cache are kept in (default: what the checkpoint has)",
+        help="what weights and cache are kept in (default: float16 on CUDA, bfloat16 on CPUs that multiply it, else "
+        "float32)",
     )
 
 
@@ -135,7 +136,8 @@ def check_engine(args: argparse.Namespace) -> None:
     if args.hardware is not None and not Path(args.hardware).is_file():
         raise InputError(f"--hardware is {args.hardware}: there is no such file (tierwise profile --out makes one)")
     if args.offload_dir is not None and not Path(args.offload_dir).is_dir():
-        raise InputError(f"--offload-dir is {args.offload_dir}: there is no such directory")
+        reason = "that is a file" if Path(args.offload_dir).exists() else "there is no such directory"
+        raise InputError(f"--offload-dir is {args.offload_dir}: {reason}")
 
 
 def files_read(args: argparse.Namespace) -> dict[str, str | None]:

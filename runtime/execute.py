@@ -235,12 +235,16 @@ class BlockRun:
         if place.token + 1 < self._gen_len:
             positions = self._positions_of.of_newest(place.batch, place.token + 1)
             streamed = self._weights.streamed_table(turn)
-            self.hidden.put(place.batch, self._embed(tokens.to(positions.device).unsqueeze(1), positions, streamed))
+            assert self._table is not None
+            rows = self._table.gather(tokens.to(positions.device).unsqueeze(1), streamed=streamed)
+            self.hidden.put(place.batch, self._embed(rows, positions))
 
     # ------------------------------------------------------------- embedding
 
     def _embed_prompt(self, number: int, batch: Batch) -> None:
         ids = batch.token_ids.to(self._movers.device)
+        assert self._table is not None
+        rows = self._table.gather(ids)  # all at once: what is on disk of the table is read once a batch
         positions = self._positions_of.of_prompts(number)
         prompts, tokens = ids.shape
         hidden = torch.empty(
@@ -250,17 +254,16 @@ class BlockRun:
         with self._movers.computing(f"embed {number}"):
             for first in range(0, prompts, at_once):
                 some = slice(first, first + at_once)
-                hidden[some] = self._embed(ids[some], positions[some], None)
+                hidden[some] = self._embed(rows[some], positions[some])
             self.hidden.put(number, hidden)
         self.hidden.store(number)
 
-    def _embed(self, ids: Tensor, positions: Tensor, streamed: Tensor | None) -> Tensor:
-        """Hidden states (prompts, tokens, hidden) of tokens at positions, both (prompts, tokens)."""
-        assert self._table is not None
-        rows = self._table.gather(ids, streamed=streamed)
+    def _embed(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Hidden states (prompts, tokens, hidden) of rows of the token table at positions (prompts, tokens)."""
         position_rows = None
         if self._positions is not None:
-            position_rows = self._positions.gather((positions + self._architecture.position_offset).clamp_(min=0))
+            few, where = torch.unique(positions, return_inverse=True)
+            position_rows = self._positions.gather((few + self._architecture.position_offset).clamp_(min=0))[where]
         return layers.embed(rows, self._embedding, position_rows=position_rows)
 
     # ----------------------------------------------------------------- turns

@@ -5,6 +5,8 @@
 ...     llm.generate(["Paris is the capital of"], SamplingParams(max_new_tokens=32))
 """
 
+import dataclasses
+import inspect
 import logging
 import os
 import tempfile
@@ -22,7 +24,7 @@ from costmodel.estimate import Estimate, check_workload, estimate
 from costmodel.formulations import get
 from costmodel.hardware import Hardware
 from costmodel.measurement import Measurement
-from costmodel.model import ModelSpec
+from costmodel.model import BYTES_PER_VALUE, ModelSpec
 from costmodel.policy import Policy
 from costmodel.search import search
 from costmodel.workload import Workload
@@ -31,7 +33,7 @@ from runtime.blocks import Block, block_of, in_order, padded
 from runtime.checkpoint import open_checkpoint
 from runtime.execute import BlockRun, BlockTimes
 from runtime.image import Image, open_image
-from runtime.machine import USABLE_FRACTION, machine
+from runtime.machine import USABLE_FRACTION, for_values_of, machine
 from runtime.measure import Meter
 from runtime.memory_watch import MemoryWatch
 from runtime.movers import Movers
@@ -107,7 +109,7 @@ class LLM:
         self.name, config, folder = _described(self._model)
         self.spec = ModelSpec.from_config(config, name=self.name)
         self.tokenizer: Any | None = tokens.tokenizer(folder)
-        self.hardware = machine(
+        self.hardware = machine(  # the machine as it is; plans are made for values of this type
             hardware,
             device=self.device,
             offload_dir=self._directory,
@@ -116,6 +118,7 @@ class LLM:
             cpu_memory=_bytes("cpu_memory", cpu_memory),
             say=self._say,
         )
+        self._planned = for_values_of(self.hardware, self.dtype.itemsize)
         self._eos, self.pad_token_id = tokens.special_tokens(config, folder)
         self._given = policy if isinstance(policy, Policy) else None
         if not isinstance(policy, Policy) and os.fspath(policy) != AUTO:
@@ -124,6 +127,7 @@ class LLM:
         if self._given is not None and self._fixed:
             raise InputError(f"{', '.join(self._fixed)} cannot take effect: the policy is given")
         self._fixed["switches"] = {**LOSSLESS, **self._fixed.get("switches", {})}
+        self._closed = False
         self.plan: Plan | None = None
         self._movers: Movers | None = None
         self._weights: Weights | None = None
@@ -185,6 +189,8 @@ class LLM:
         Nothing is allocated before it is known to fit. Called by :meth:`generate` with its own prompts;
         a second call changes nothing.
         """
+        if self._closed:
+            raise InputError("this LLM is closed: make another one")
         if self.plan is not None:
             return self.plan
         check_workload(get("roofline"), self.hardware, self.spec, workload)
@@ -192,7 +198,7 @@ class LLM:
             self._say(f"searching the best policy for {self.name} on {self.hardware.name}")
             # The number of prompts is known only for now: the policy serves whatever comes.
             found = search(
-                hardware=self.hardware,
+                hardware=self._planned,
                 model=self.spec,
                 workload=workload,
                 usable_fraction=self._usable_fraction,
@@ -212,17 +218,27 @@ class LLM:
         for line in run_report.plan_lines(plan):
             self._say(line)
         self.plan = plan
-        self._place(plan)
+        try:
+            self._place(plan)
+        except BaseException:
+            self.plan = None
+            raise
         return plan
 
     def _estimate(self, policy: Policy, workload: Workload) -> Estimate:
-        return estimate(
+        found = estimate(
             policy,
-            hardware=self.hardware,
+            hardware=self._planned,
             model=self.spec,
             workload=workload,
             usable_fraction=self._usable_fraction,
         )
+        wider = self.dtype.itemsize / BYTES_PER_VALUE
+        peaks, limits, moved = (
+            {key: value * wider for key, value in one.items()}
+            for one in (found.peak_bytes, found.limit_bytes, found.bytes_moved)
+        )
+        return dataclasses.replace(found, peak_bytes=peaks, limit_bytes=limits, bytes_moved=moved)
 
     def _opened(self) -> Image:
         if self._image is None:
@@ -257,6 +273,9 @@ class LLM:
     def generate(self, prompts: Tensor, **options: Any) -> Tensor: ...
 
     @overload
+    def generate(self, *, input_ids: Tensor, **options: Any) -> Tensor: ...
+
+    @overload
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -269,7 +288,7 @@ class LLM:
         on_progress: Callable[[int, int], None] | None = ...,
     ) -> list[Completion]: ...
 
-    def generate(self, prompts: Any, params: Any = None, **options: Any) -> Any:
+    def generate(self, prompts: Any = None, params: Any = None, **options: Any) -> Any:
         """Continue every prompt (a text, or token ids); results in the order of the prompts.
 
         ``params`` are the same for all, or one for each. ``keys`` number the prompts for their random
@@ -277,13 +296,18 @@ class LLM:
         ``on_text(index, piece)`` as text comes, ``on_token(index, token)`` with every token, the last
         end-of-sequence token included, ``on_progress(new tokens, most)`` after every step.
 
-        With a tensor of token ids it behaves as transformers' ``generate`` does: see
+        With a tensor of token ids (also as ``input_ids=``) it behaves as transformers' ``generate`` does: see
         :func:`runtime.huggingface_style.generate`.
         """
-        if isinstance(prompts, Tensor):
+        given = options.pop("input_ids", prompts)
+        if given is None:
+            raise InputError("generate needs prompts, or input_ids")
+        if isinstance(given, Tensor):
             from runtime import huggingface_style
 
-            return huggingface_style.generate(self, prompts, **options)
+            _check_options(options, huggingface_style.generate)
+            return huggingface_style.generate(self, given, **options)
+        _check_options(options, self._generate)
         return self._generate(prompts, SamplingParams() if params is None else params, **options)
 
     def _generate(
@@ -315,7 +339,8 @@ class LLM:
             meter.add(self._run_block(block, job))
             if on_block is not None:
                 on_block(block.indices, [job.completions[index] for index in block.indices])
-        self.measurement = self._measured(meter, self._fitting(workload), workload)
+        generated = sum(len(done.token_ids) for done in job.completions.values())
+        self.measurement = self._measured(meter, self._fitting(workload), workload, generated)
         return [job.completions[index] for index in range(len(prompts))]
 
     def _blocks(self, prompt_lens: Sequence[int], gen_lens: Sequence[int]) -> Iterator[Block]:
@@ -379,7 +404,7 @@ class LLM:
 
     # --------------------------------------------------------------- measuring
 
-    def _measured(self, meter: Meter, policy: Policy, workload: Workload) -> Measurement:
+    def _measured(self, meter: Meter, policy: Policy, workload: Workload, generated: int) -> Measurement:
         assert self._weights is not None
         predicted = self._estimate(policy, workload)
         buffers = [self._weights.buffer_bytes, *self._block_buffers]
@@ -398,7 +423,9 @@ class LLM:
             policy=policy,
             hardware=self.hardware.name,
             predicted=predicted,
-            measured=meter.estimate(policy, workload, self._peaks(resident), predicted.limit_bytes),
+            measured=meter.estimate(
+                generated, self._peaks(resident), predicted.limit_bytes, prompts=workload.num_prompts or 1
+            ),
             block_s=tuple((block.prefill_s, block.decode_s) for block in meter.blocks),
             resident_bytes=resident,
             origin=environment.describe(self.device, self._directory),
@@ -423,7 +450,7 @@ class LLM:
         """End every thread, give all memory and files back, and write the trace if one was asked for."""
         if self._movers is not None:
             self._movers.close()
-        self._movers, self._weights = None, None
+        self._movers, self._weights, self._closed = None, None, True
         if self._trace is not None:
             self._timeline.save(self._trace)
             self._trace = None
@@ -469,6 +496,15 @@ class _Job:
                     self.on_text(index, piece)
         if self.on_progress is not None:
             self.on_progress(self._tokens, self._most)
+
+
+def _check_options(options: Mapping[str, Any], function: Callable[..., object]) -> None:
+    """Raise :class:`InputError` for an argument that ``generate`` does not have."""
+    known = inspect.signature(function).parameters
+    for name in options:
+        if name not in known:
+            likely = ", ".join(other for other in known if other not in ("llm", "input_ids", "prompts"))
+            raise InputError(f"generate has no argument {name!r}: it takes {likely}")
 
 
 def _described(model: str) -> tuple[str, dict[str, Any], Path | None]:

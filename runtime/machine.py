@@ -13,16 +13,18 @@ import torch
 
 from costmodel import records, units
 from costmodel.errors import InputError, TierwiseError
-from costmodel.hardware import Hardware
-from costmodel.model import ModelSpec
-from costmodel.overrides import with_overrides
+from costmodel.hardware import Hardware, quantities
+from costmodel.model import BYTES_PER_VALUE, ModelSpec
+from costmodel.overrides import GIVEN, with_overrides
+from runtime.disk import DiskError
 from runtime.host_memory import host_memory
 
 HOST_SHARE = 0.8
 """The share of the host memory that is available which tiers get unless a budget is given."""
 
 USABLE_FRACTION = 0.95
-"""The share of a budget that is planned with: predicted peaks are within 5 % of the measured ones."""
+"""The share of a budget that is planned with: predicted peaks are within 5 % of the measured ones, but for up to 64 MiB
+that the C library's heap keeps for temporaries whatever the model (part of the process's constant)."""
 
 
 def cache_directory() -> Path:
@@ -60,10 +62,38 @@ def machine(
             "profile this machine with tierwise profile, or choose another --device"
         )
     gpu_bytes, cpu_bytes = _budgets(device, gpu_memory, cpu_memory)
-    status = os.statvfs(offload_dir)
+    try:
+        status = os.statvfs(offload_dir)
+    except OSError as error:
+        raise DiskError(f"{offload_dir}: cannot be used: {error.strerror}") from None
     return with_overrides(
         found, gpu_memory=gpu_bytes, cpu_memory=cpu_bytes, disk=float(status.f_bavail * status.f_frsize)
     )
+
+
+_BYTES = (
+    "gpu.memory_bytes",
+    "cpu.memory_bytes",
+    "disk.memory_bytes",
+    "gpu.memory_bytes_per_s",
+    "links.cpu_to_gpu.bytes_per_s",
+    "links.gpu_to_cpu.bytes_per_s",
+    "links.disk_read.bytes_per_s",
+    "links.disk_write.bytes_per_s",
+)
+
+
+def for_values_of(hardware: Hardware, itemsize: int) -> Hardware:
+    """The machine in the eyes of a plan that counts 16 bits a value, where values really have ``itemsize`` bytes.
+
+    Half as much memory holds as many values of twice the size, and half the bandwidth moves as many.
+    """
+    if itemsize == BYTES_PER_VALUE:
+        return hardware
+    values = {path: quantity.effective for path, quantity in quantities(hardware)}
+    for path in _BYTES:
+        hardware = hardware.replace(path, values[path] * BYTES_PER_VALUE / itemsize, source=GIVEN)
+    return hardware
 
 
 def _budgets(device: torch.device, gpu_memory: float | None, cpu_memory: float | None) -> tuple[float, float]:
@@ -76,9 +106,10 @@ def _budgets(device: torch.device, gpu_memory: float | None, cpu_memory: float |
         share = HOST_SHARE * host.available_bytes
         return (free if gpu_memory is None else gpu_memory), (share if cpu_memory is None else cpu_memory)
     second = 0.0 if cpu_memory is None else cpu_memory
-    first = max(1.0, HOST_SHARE * host.available_bytes - second) if gpu_memory is None else gpu_memory
-    within("gpu_memory plus cpu_memory", first + second, host.available_bytes, f"available ({host.limited_by})")
-    return first, second
+    first = HOST_SHARE * host.available_bytes - second if gpu_memory is None else gpu_memory
+    what = "gpu_memory" if not second else "gpu_memory plus cpu_memory"
+    within(what, first + second, host.available_bytes, f"available ({host.limited_by})")
+    return max(1.0, first), second
 
 
 def within(what: str, given: float | None, most: float, where: str) -> None:

@@ -4,8 +4,6 @@ from typing import Any
 
 from costmodel.estimate import PHASES, Estimate
 from costmodel.formulations.base import RESOURCES
-from costmodel.policy import Policy
-from costmodel.workload import Workload
 from runtime.execute import BlockTimes
 from runtime.timeline import Timeline
 
@@ -22,23 +20,23 @@ class Meter:
         """One more block has ended."""
         self.blocks.append(times)
 
-    def estimate(
-        self, policy: Policy, workload: Workload, peaks: dict[str, float], limits: dict[str, float]
-    ) -> Estimate:
-        """The job in the fields of a prediction; seconds and bytes of one block are means over the blocks."""
+    def estimate(self, generated: int, peaks: dict[str, float], limits: dict[str, float], *, prompts: int) -> Estimate:
+        """The job in the fields of a prediction; seconds and bytes of one block are means over the blocks.
+
+        ``generated`` counts the new tokens of all ``prompts``.
+        """
         count = len(self.blocks)
         prefill_s = sum(block.prefill_s for block in self.blocks) / count
         decode_s = sum(block.decode_s for block in self.blocks) / count
         job_s = (prefill_s + decode_s) * count
-        prompts = workload.num_prompts or policy.block_size
         busy_s = {phase: {r: s / count for r, s in self._timeline.busy_s[phase].items()} for phase in PHASES}
         violations = tuple(tier for tier, peak in peaks.items() if peak > limits[tier])
-        decoded = prompts / count * (workload.gen_len - 1)
+        decoded = max(0, generated - prompts) / count
         return Estimate(
             prefill_s=prefill_s,
             decode_s=decode_s,
             latency_s=prefill_s + decode_s,
-            throughput_tok_per_s=prompts * workload.gen_len / job_s,
+            throughput_tok_per_s=generated / job_s,
             decode_throughput_tok_per_s=decoded / decode_s if decode_s and decoded else None,
             blocks=count,
             job_s=job_s,

@@ -98,7 +98,9 @@ class Sampler:
         """
         if logits.dim() != 2 or logits.shape[0] != len(self._params):
             raise ValueError(f"logits have shape {tuple(logits.shape)}: ({len(self._params)}, vocabulary) is expected")
-        tokens = logits.argmax(dim=-1)
+        largest, tokens = logits.max(dim=-1)
+        if not bool(largest.isfinite().all()):
+            raise TierwiseError("the model's logits are not finite numbers: no token can be chosen from them")
         for rows in self._slices(logits.shape[1]):
             every = len(rows) == logits.shape[0]
             chosen = self._draw(logits if every else logits[rows], rows, step)
