@@ -41,7 +41,7 @@ def flags(tmp_path: Path) -> list[str]:
     (tmp_path / "offload").mkdir()
     return [
         *("--model", f"dummy:{tmp_path / 'tiny.json'}", "--hardware", str(tmp_path / "laptop.json")),
-        *("--device", "cpu", "--dtype", "float32", "--offload-dir", str(tmp_path / "offload")),
+        *("--device", "cpu", "--dtype", "bfloat16", "--offload-dir", str(tmp_path / "offload")),
         *("--gpu-memory", "1MiB", "--cpu-memory", "1MiB", "--runs", "6", "--seed", "3"),
         *("--prompt-len", "8", "--gen-len", "4", "--max-seconds", "0.05", "--out", str(tmp_path / "v.json")),
     ]
