@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--overhead",
-        default="400MiB",
+        default="512MiB",
         metavar="SIZE",
         help="what our process needs beside its budget: interpreter, torch, threads (default: %(default)s)",
     )
