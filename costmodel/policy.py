@@ -1,6 +1,7 @@
 """Split and Policy: where tensors live, how prompts are batched, which switches are on."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -76,9 +77,19 @@ class Policy:
     def from_file(cls, path: str | PathLike[str]) -> "Policy":
         """Read a policy file; a whole search result (``--json``) is accepted too."""
         data = records.read_json(path)
-        if isinstance(data, dict) and isinstance(data.get("policy"), dict):
-            return records.from_dict(cls, data["policy"], where=f"{path}: policy")
-        return records.from_dict(cls, records.check_schema(data, SCHEMA, where=str(path)), where=str(path))
+        is_result = isinstance(data, dict) and isinstance(data.get("policy"), dict)
+        return cls.from_dict(
+            data if is_result else records.check_schema(data, SCHEMA, where=str(path)), where=str(path)
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: str) -> "Policy":
+        """Read what :meth:`to_dict` gives, or the content of a policy file or a search result; ``where`` names it."""
+        if isinstance(data.get("policy"), Mapping):
+            return records.from_dict(cls, dict(data["policy"]), where=f"{where}: policy")
+        if "schema" in data:
+            data = records.check_schema(dict(data), SCHEMA, where=where)
+        return records.from_dict(cls, dict(data), where=where)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form without the schema key, as it stands inside a search result."""

@@ -11,7 +11,7 @@ from runtime.sampling import SamplingParams
 from runtime.sequences import Completion
 
 if TYPE_CHECKING:
-    from runtime.llm import Plan
+    from runtime.plan import Plan
 
 Prompt = str | Sequence[int]
 

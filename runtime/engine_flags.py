@@ -19,7 +19,7 @@ from runtime import progress_bar
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
-    from runtime.llm import Plan
+    from runtime.plan import Plan
     from runtime.sampling import SamplingParams
 
 AUTO = "auto"

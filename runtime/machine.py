@@ -13,9 +13,9 @@ import torch
 
 from costmodel import records, units
 from costmodel.errors import InputError, TierwiseError
-from costmodel.hardware import Hardware, quantities
-from costmodel.model import BYTES_PER_VALUE, ModelSpec
-from costmodel.overrides import GIVEN, with_overrides
+from costmodel.hardware import Hardware
+from costmodel.model import ModelSpec
+from costmodel.overrides import with_overrides
 from runtime.disk import DiskError
 from runtime.host_memory import host_memory
 
@@ -69,31 +69,6 @@ def machine(
     return with_overrides(
         found, gpu_memory=gpu_bytes, cpu_memory=cpu_bytes, disk=float(status.f_bavail * status.f_frsize)
     )
-
-
-_BYTES = (
-    "gpu.memory_bytes",
-    "cpu.memory_bytes",
-    "disk.memory_bytes",
-    "gpu.memory_bytes_per_s",
-    "links.cpu_to_gpu.bytes_per_s",
-    "links.gpu_to_cpu.bytes_per_s",
-    "links.disk_read.bytes_per_s",
-    "links.disk_write.bytes_per_s",
-)
-
-
-def for_values_of(hardware: Hardware, itemsize: int) -> Hardware:
-    """The machine in the eyes of a plan that counts 16 bits a value, where values really have ``itemsize`` bytes.
-
-    Half as much memory holds as many values of twice the size, and half the bandwidth moves as many.
-    """
-    if itemsize == BYTES_PER_VALUE:
-        return hardware
-    values = {path: quantity.effective for path, quantity in quantities(hardware)}
-    for path in _BYTES:
-        hardware = hardware.replace(path, values[path] * BYTES_PER_VALUE / itemsize, source=GIVEN)
-    return hardware
 
 
 def _budgets(device: torch.device, gpu_memory: float | None, cpu_memory: float | None) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from costmodel.policy import TIERS, Policy, Split
 
 if TYPE_CHECKING:
     from costmodel.measurement import Measurement
-    from runtime.llm import Plan
+    from runtime.plan import Plan
 
 
 def policy_lines(policy: Policy) -> list[str]:

@@ -14,7 +14,7 @@ from costmodel.measurement import Measurement
 from costmodel.policy import Policy, Split
 from costmodel.units import GiB
 from costmodel.workload import Workload
-from runtime import LLM, SamplingParams
+from runtime import LLM, SamplingParams, environment
 
 VOCABULARY = 203
 ON_GPU = Split(gpu=1, cpu=0, disk=0)
@@ -226,11 +226,44 @@ def test_what_is_placed_is_what_was_planned(folder: Path, tmp_path: Path) -> Non
         ({"gpu_memory": "9000GiB"}, [[5]], "gpu_memory plus cpu_memory is .*: only .* are available"),
         ({"device": "tpu"}, [[5]], "device is 'tpu'"),
         ({"fixed": {"gpu_batch_size": 2}}, [[5]], "gpu_batch_size cannot take effect: the policy is given"),
+        ({"policy": 3}, [[5]], "policy is of type int: a Policy, its file, the content of one or 'auto' is expected"),
+        ({"policy": {"gpu_batch_size": 3}}, [[5]], r"policy: field 'weights' is missing \(and 3 more\)"),
     ],
 )
 def test_wrong_input_is_one_sentence(folder: Path, tmp_path: Path, options, prompts, message: str) -> None:
     with pytest.raises(InputError, match=message), engine(folder, tmp_path, **options) as llm:
         llm.generate(prompts, SamplingParams(max_new_tokens=8))
+
+
+@pytest.mark.parametrize("form", ["plain", "file", "result"])
+def test_a_policy_may_be_the_content_of_a_file(folder: Path, tmp_path: Path, form: str) -> None:
+    POLICY.save(tmp_path / "policy.json")
+    forms = {
+        "plain": POLICY.to_dict(),
+        "file": json.loads((tmp_path / "policy.json").read_text()),
+        "result": {"schema": "tierwise.search/1", "policy": POLICY.to_dict()},
+    }
+    with engine(folder, tmp_path, policy=forms[form]) as llm:
+        assert llm.policy == POLICY
+
+
+def test_input_ids_may_be_lists(folder: Path, tmp_path: Path) -> None:
+    prompts, params = prompts_of([4, 6]), SamplingParams(max_new_tokens=3)
+    with engine(folder, tmp_path) as llm:
+        assert llm.generate(input_ids=prompts, params=params) == llm.generate(prompts, params)
+        with pytest.raises(InputError, match="generate takes prompts or input_ids, not both"):
+            llm.generate(prompts, input_ids=prompts)
+
+
+def test_the_origin_of_measurements_is_found_out_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(environment, "_run", lambda *command: asked.append(command) or "")
+    with engine(folder, tmp_path) as llm:
+        for _ in range(3):
+            llm.generate([[5]], SamplingParams(max_new_tokens=1))
+    assert [command[3:] for command in asked] == [("rev-parse", "--short=12", "HEAD")]
 
 
 def test_a_policy_that_cannot_fit_is_refused_before_anything_is_made(tmp_path: Path) -> None:
