@@ -7,6 +7,7 @@ piece, and no more than what is there.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,12 +81,12 @@ class RoadLayout:
     new_tokens: int
     alignment: int
 
-    @property
+    @cached_property
     def prompt_bytes(self) -> int:
         """Bytes of the prompt's keys and values."""
         return round_up(2 * self.rows * self.prompt_len * self.format.vector_bytes, self.alignment)
 
-    @property
+    @cached_property
     def record_bytes(self) -> int:
         """Bytes from one later token to the next."""
         return round_up(2 * self.rows * self.format.vector_bytes, self.alignment)
@@ -135,6 +136,16 @@ def narrow(values: Values, dim: int, some: slice) -> Values:
     packed, scale, minimum = (part[place] for part in (values.packed, values.scale, values.minimum))
     shape = (*values.shape[:dim], packed.shape[dim], *values.shape[dim + 1 :])
     return Quantized(packed=packed, scale=scale, minimum=minimum, shape=shape, group_size=values.group_size)
+
+
+def tokens_of(values: Values, start: int, stop: int) -> Values:
+    """A range of tokens of values (…, tokens, head dim), as a view."""
+    return values.tokens(start, stop) if isinstance(values, Quantized) else values[..., start:stop, :]
+
+
+def device_of(values: Values) -> torch.device:
+    """Where the values lie."""
+    return values.packed.device if isinstance(values, Quantized) else values.device
 
 
 def write(source: Tensor, into: Values) -> None:

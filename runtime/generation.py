@@ -106,7 +106,7 @@ class Generation:
         """New tokens of all completions so far."""
         return sum(len(done.token_ids) for done in self.completions.values())
 
-    def blocks(self, block_size: int, fitted: Callable[[Workload], Policy]) -> Iterator[blocks.Block]:
+    def shared_out(self, block_size: int, fitted: Callable[[Workload], Policy]) -> Iterator[blocks.Block]:
         """Share out the prompts; where some are longer than planned, their blocks hold fewer: what ``fitted`` says."""
         left = blocks.in_order([len(prompt) for prompt in self.prompts], [one.max_new_tokens for one in self.params])
         while left:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from costmodel.policy import Split
-from runtime.disk import DiskFile
 from runtime.movers import Movers
-from runtime.pending import Pending
+from runtime.pending import Pending, drain
 from runtime.tiers import device_buffer, host_buffer, round_up
 
 
@@ -48,7 +47,7 @@ class HiddenStates:
         pinned = device.type != "cpu"
         self._host = [host_buffer(in_host * self._row_bytes, pinned=pinned) for in_host, _ in rooms]
         on_disk = [rows * self._row_bytes for _, rows in rooms]
-        self.file, self._offsets = self._open(directory, on_disk)
+        self.file, self._offsets = movers.nameless_parts(directory, on_disk)
         relay_bytes = max(on_disk) if pinned else 0
         self._load_relays, self._store_relays = (
             [host_buffer(relay_bytes, pinned=True) for _ in range(2)] for _ in range(2)
@@ -143,11 +142,7 @@ class HiddenStates:
 
     def drain(self) -> None:
         """Wait for whatever is on its way."""
-        for group in (self._loading, self._stored):
-            for pendings in group.values():
-                for pending in pendings:
-                    pending.synchronize()
-            group.clear()
+        drain(self._loading, self._stored)
 
     def _tokens(self, batch: int) -> int:
         return self._shapes[batch][0] * self._shapes[batch][1]
@@ -162,15 +157,6 @@ class HiddenStates:
         """Tokens that need room in host memory and on disk: few tokens round otherwise than many."""
         cuts = [(tokens, *self._cut(tokens)) for tokens in (prompts * prompt_len, prompts)]
         return max(second - first for _, first, second in cuts), max(tokens - second for tokens, _, second in cuts)
-
-    def _open(self, directory: Path, nbytes: list[int]) -> tuple[DiskFile | None, list[int]]:
-        offsets, total = [], 0
-        for size in nbytes:
-            offsets.append(total)
-            total += round_up(size)
-        if not total:
-            return None, offsets
-        return self._movers.nameless_file(directory, total), offsets
 
 
 def _bytes(rows: Tensor) -> Tensor:

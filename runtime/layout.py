@@ -53,13 +53,13 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitLayout:
-    """The tensors of one unit; ``nbytes`` is a multiple of the page size, as is every unit's offset."""
+    """The tensors of one unit. Its offset in a file is a multiple of the page size, its length need not be one."""
 
     fields: tuple[Field, ...]
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes from the first tensor to the end of the last; the file is padded to a multiple of the page."""
+        """Bytes from the first tensor to the end of the last; a file pads them to a multiple of the page size."""
         return self.fields[-1].stop if self.fields else 0
 
     def field(self, name: str) -> Field:

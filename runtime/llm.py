@@ -255,7 +255,7 @@ class LLM:
         """Run one block after another; what that took, beside what is predicted for it."""
         assert self._loaded is not None
         meter, resident, workload = Meter(self._timeline), Resident(), job.workload
-        for block in job.blocks(self.policy.block_size, lambda some: self._planner.fitted(self.policy, some)):
+        for block in job.shared_out(self.policy.block_size, lambda some: self._planner.fitted(self.policy, some)):
             times, resident = job.run(block, self._loaded, self.policy, self._directory)
             meter.add(times)
         shape = self._planner.fitted(self.policy, workload)

@@ -1,5 +1,6 @@
 """What a run takes of the machine's memory, as the operating system and the allocator count it."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class MemoryWatch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._peak_can_be_reset = _reset_peak()
+        _reset_peak()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         before = process_memory()
@@ -56,10 +57,7 @@ def process_memory() -> ProcessMemory:
     )
 
 
-def _reset_peak() -> bool:
+def _reset_peak() -> None:
     """Let the kernel's peak start from now; without the right to, it is the whole process's."""
-    try:
+    with contextlib.suppress(OSError):
         _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
-    except OSError:
-        return False
-    return True

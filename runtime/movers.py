@@ -17,6 +17,7 @@ from torch import Tensor
 
 from runtime.disk import DEFAULT_CHUNK_BYTES, DEFAULT_THREADS, DiskError, DiskFile, DiskPool
 from runtime.pending import Arrived, Pending
+from runtime.tiers import side_by_side
 from runtime.timeline import Timeline
 from runtime.transfer import Copier
 
@@ -82,6 +83,11 @@ class Movers:
             Path(name).unlink(missing_ok=True)
         file.allocate(nbytes)
         return file
+
+    def nameless_parts(self, directory: Path, sizes: Iterable[int]) -> tuple[DiskFile | None, list[int]]:
+        """A nameless file for parts of these sizes (``None`` for no bytes at all), and where each begins in it."""
+        offsets, total = side_by_side(sizes)
+        return (self.nameless_file(directory, total) if total else None), offsets
 
     def discard(self, file: DiskFile) -> None:
         """Close a file before the others, which gives a nameless one's space back."""

@@ -3,6 +3,7 @@
 import concurrent.futures
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -21,6 +22,15 @@ class Pending(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Block the calling thread until the bytes have arrived."""
+
+
+def drain(*groups: dict[Any, list[Pending]]) -> None:
+    """Block until whatever is on its way has arrived, and forget it."""
+    for group in groups:
+        for pendings in group.values():
+            for pending in pendings:
+                pending.synchronize()
+        group.clear()
 
 
 class Arrived(Pending):

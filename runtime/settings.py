@@ -23,8 +23,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 GivenPolicy = Policy | Mapping[str, Any] | str | os.PathLike[str]
 
 
-def read_policy(given: GivenPolicy) -> Policy | None:
-    """The policy itself, of a file or of a file's content; ``None`` for :data:`AUTO`."""
+def read_policy(given: object) -> Policy | None:
+    """What a :data:`GivenPolicy` is: the policy itself, of a file or of its content; ``None`` for :data:`AUTO`."""
     if isinstance(given, Policy):
         return given
     if isinstance(given, Mapping):

@@ -7,6 +7,7 @@ serve both, and copies between the two tiers are real copies.
 import contextlib
 import errno
 import mmap
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,6 +39,15 @@ def select_device(name: str = "auto") -> torch.device:
 def round_up(nbytes: int, multiple: int = ALIGNMENT) -> int:
     """The least multiple that holds ``nbytes``."""
     return -(-nbytes // multiple) * multiple
+
+
+def side_by_side(sizes: Iterable[int], multiple: int = ALIGNMENT) -> tuple[list[int], int]:
+    """Where parts of these sizes begin in one buffer or file, each at a multiple, and the bytes of all."""
+    offsets, total = [], 0
+    for size in sizes:
+        offsets.append(total)
+        total += round_up(size, multiple)
+    return offsets, total
 
 
 class _Map(mmap.mmap):

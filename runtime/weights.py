@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from costmodel.policy import Split
@@ -16,10 +15,10 @@ from runtime.image import Image
 from runtime.layers import EmbeddingWeights, HeadWeights, LayerWeights, RowParts, Weight
 from runtime.layout import GROUP_SIZE, Field, UnitLayout
 from runtime.movers import Movers
-from runtime.pending import Pending
+from runtime.pending import Pending, drain
 from runtime.quantization import LINEAR_BLOCK, Quantized4bitLinear
 from runtime.tables import Table
-from runtime.tiers import ALIGNMENT, device_buffer, host_buffer, round_up
+from runtime.tiers import ALIGNMENT, device_buffer, host_buffer, round_up, side_by_side
 
 BOUNCE_BYTES = 16 * 2**20
 """Host memory through which resident weights pass on their way to a CUDA device, once."""
@@ -96,8 +95,10 @@ class Weights:
         self.num_loads = len(self.loads)
         self._file = movers.open(image.path)
         device = movers.device
-        self._resident, self._slots = _allocate(self.units, lambda unit: round_up(unit.resident), device)
-        self._host, self._host_slots = self._allocate_host(device)
+        self._slots, resident_bytes = _slots(self.units, lambda unit: unit.resident)
+        self._resident = device_buffer(resident_bytes, device)
+        self._host_slots, host_bytes = _slots(self.units, _host_pages)
+        self._host = host_buffer(host_bytes, pinned=device.type != "cpu")
         self.staging_bytes = max(sum(unit.staging_bytes for unit in load) for load in self.loads)
         self._staging = [device_buffer(self.staging_bytes, device) for _ in range(2)]
         self.relay_bytes = 0
@@ -108,13 +109,6 @@ class Weights:
         self._relay_users: dict[int, list[Pending]] = {}
         self._views: dict[tuple[int, int], Mapping[str, Weight]] = {}
         self._scales: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def _allocate_host(self, device: torch.device) -> tuple[Tensor, dict[str, int]]:
-        slots, total = {}, 0
-        for unit in self.units:
-            slots[unit.name] = total
-            total += _host_pages(unit)
-        return host_buffer(total, pinned=device.type != "cpu"), slots
 
     @cached_property
     def bytes_on(self) -> dict[str, int]:
@@ -193,9 +187,7 @@ class Weights:
 
     def drain(self) -> None:
         """Wait for whatever is on its way and forget it."""
-        for turn in list(self._waiting):
-            for pending in self._waiting.pop(turn):
-                pending.synchronize()
+        drain(self._waiting)
 
     # ---------------------------------------------------------------- views
 
@@ -306,15 +298,10 @@ def _four_bit(packed: Tensor, scales: Tensor, rows: int) -> Quantized4bitLinear:
     return Quantized4bitLinear(packed=packed, scales_and_zeros=scales, out_features=rows, group_size=GROUP_SIZE)
 
 
-def _allocate(
-    units: list[PlacedUnit], nbytes: Callable[[PlacedUnit], int], device: torch.device
-) -> tuple[Tensor, dict[str, int]]:
-    """One buffer for a part of every unit, in whole pages, and where each begins in it."""
-    slots, total = {}, 0
-    for unit in units:
-        slots[unit.name] = total
-        total += round_up(nbytes(unit))
-    return device_buffer(total, device), slots
+def _slots(units: list[PlacedUnit], nbytes: Callable[[PlacedUnit], int]) -> tuple[dict[str, int], int]:
+    """Where a part of every unit begins in one buffer for all, in whole pages, and the bytes of that buffer."""
+    offsets, total = side_by_side(nbytes(unit) for unit in units)
+    return {unit.name: offset for unit, offset in zip(units, offsets, strict=True)}, total
 
 
 def _share(start: int, stop: int, part: int, parts: int) -> tuple[int, int]:

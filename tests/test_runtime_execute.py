@@ -15,9 +15,9 @@ from transformers import OPTConfig, OPTForCausalLM
 from costmodel.policy import Policy, Split
 from runtime import quantization
 from runtime.cache_format import CacheFormat
+from runtime.cache_shape import CacheShape, shares
 from runtime.execute import Batch, BlockRun
 from runtime.image import open_image
-from runtime.kv_cache import CacheShape, shares
 from runtime.movers import Movers
 from runtime.timeline import Timeline
 from runtime.weights import Weights

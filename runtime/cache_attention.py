@@ -1,0 +1,75 @@
+"""Attention of one new token a row over a cache: in the room where it stays, or in the pieces that were carried.
+
+What is attended to as it lies is not copied; 4-bit values and records are, a few rows at a time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime import attention
+from runtime.cache_format import Values, keys_and_values, narrow, plain, tokens_of, write
+from runtime.quantization import Quantized
+
+COPIED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+"""Of a carried or 4-bit cache, what attention copies at a time: records made contiguous, values in 16 bits."""
+
+Piece = tuple[Values, int, int]
+"""Values, their dimension of keys and values, and their dimension of rows."""
+
+
+def append_and_attend(room: Values, q: Tensor, key: Tensor, value: Tensor, *, tokens: int, **options: Any) -> Tensor:
+    """Write one token, the last of ``tokens``, to a room (2, rows, room, head dim) and attend to all of them.
+
+    ``q`` is (rows, heads of a kv head, 1, head dim), ``key`` and ``value`` are (rows, 1, head dim); ``options`` are
+    those of :func:`attend_pieces`.
+    """
+    halves = keys_and_values(room)
+    for half, new in zip(halves, (key, value), strict=True):
+        write(new, tokens_of(half, tokens - 1, tokens))
+    if isinstance(room, Quantized):
+        return attend_pieces([(tokens_of(room, 0, tokens), 0, 1)], q, copied_tokens=tokens, **options)
+    keys, values = (half for half in halves if isinstance(half, Tensor))
+    return attention.decode(q, keys.unsqueeze(1), values.unsqueeze(1), tokens=tokens, **options)
+
+
+def attend_pieces(
+    pieces: Sequence[Piece], q: Tensor, *, copied_tokens: int, scale: float, mask: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Attention over the tokens of all pieces, in few enough rows at a time that what is copied stays small.
+
+    ``copied_tokens`` of every row are copied; ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head, tokens).
+    """
+    vector_bytes = q.shape[-1] * q.dtype.itemsize
+    at_once = max(1, COPIED_BYTES[q.device.type] // (2 * copied_tokens * vector_bytes))
+    out = torch.empty_like(q)
+    for first in range(0, len(q), at_once):
+        some = slice(first, min(len(q), first + at_once))
+        out[some] = attention.decode_in_parts(
+            q[some],
+            _some_rows(pieces, some, q.dtype),
+            scale=scale,
+            mask=None if mask is None else mask[some],
+            bias=None if bias is None else bias[some],
+        )
+    return out
+
+
+def _some_rows(pieces: Sequence[Piece], some: slice, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values (rows, 1, tokens, head dim) of some rows.
+
+    All after the first piece become one: products over records, whose rows lie far apart, take ten times as long.
+    """
+    found: list[list[Tensor]] = []
+    for values, both_dim, row_dim in pieces:
+        part = narrow(values, row_dim, some)
+        halves = (plain(half, dtype) for half in keys_and_values(part, dim=both_dim))
+        if row_dim == 2:  # records: (tokens, rows, head dim)
+            found.append([half.transpose(0, 1) for half in halves])
+        else:
+            found.append([half if half.dim() == 3 else half.unsqueeze(1) for half in halves])
+    later = [torch.cat(parts, dim=1) for parts in zip(*found[1:], strict=True)]
+    pairs = [found[0], later] if later else [found[0]]
+    return [(keys.unsqueeze(1), values.unsqueeze(1)) for keys, values in pairs]
