@@ -218,6 +218,7 @@ class BlockRun:
             some = hidden[first : first + at_once]
             rotation, mask = self._positions_of.prompts(place.batch, first, first + at_once)
             q, k, v = layers.project_qkv(some, weights, shape, rotation)
+            k, v = k.contiguous(), v.contiguous()  # as both the cache and attention want them: copied once
             self.cache.write_prompts((place.layer, place.batch), turn, k, v, first_prompt=first)
             slopes, scale = self._positions_of.slopes, shape.attention_scale
             attended = attention.prefill(q, k, v, scale=scale, key_padding_mask=mask, slopes=slopes, window=window)
