@@ -5,6 +5,7 @@
 >>> best.policy, best.estimate.throughput_tok_per_s, best.gap
 """
 
+from costmodel.commands import signals as _signals  # noqa: F401  first: what follows takes a while to import
 from costmodel.errors import InfeasibleError, InputError, SolverError, TierwiseError
 from costmodel.estimate import Estimate, estimate
 from costmodel.frontier import Frontier, frontier

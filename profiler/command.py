@@ -14,10 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from costmodel import records, units
-from costmodel.commands import outcome, parsing
+from costmodel.commands import outcome, parsing, signals
 from costmodel.errors import InputError
 from costmodel.model import ModelSpec
-from runtime.interruption import terminated_as_interrupt
 
 EPILOG = """\
 examples:
@@ -102,8 +101,7 @@ def _run(args: argparse.Namespace) -> int:
     for flag, path in (("--out", args.out), ("--plot", args.plot)):
         if isinstance(path, Path):
             _check_writable(flag, path)
-    with terminated_as_interrupt():
-        return _measure(args)
+    return _measure(args)
 
 
 def _check_writable(flag: str, path: Path) -> None:
@@ -114,7 +112,8 @@ def _check_writable(flag: str, path: Path) -> None:
 
 def _measure(args: argparse.Namespace) -> int:
     try:
-        from profiler import hardware, report, session
+        with signals.at_once():
+            from profiler import hardware, report, session
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -7,6 +7,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from costmodel.commands import signals as _signals  # noqa: F401  first: what follows takes a while to import
+
 if TYPE_CHECKING:
     from runtime.llm import LLM
     from runtime.sampling import SamplingParams

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 import costmodel
 from costmodel import records, units
-from costmodel.commands import outcome, parsing, terminal
+from costmodel.commands import outcome, parsing, signals, terminal
 from costmodel.errors import InfeasibleError
 from costmodel.policy import Policy
 from runtime import engine_flags, progress_bar
-from runtime.interruption import terminated_as_interrupt
 from runtime.job_source import Source
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def _run(args: argparse.Namespace, load: "Load") -> int:
     engine_flags.sampling(args)  # wrong values are told before anything is opened
     from runtime.job_log import open_log
 
-    with terminated_as_interrupt(), open_log(args.output, resume=args.resume) as log:
+    with open_log(args.output, resume=args.resume) as log:
         try:
             done = _answer(args, source, log, load)
         except KeyboardInterrupt:
@@ -109,7 +108,7 @@ def _run(args: argparse.Namespace, load: "Load") -> int:
                 f"interrupted: {len(log.answered)} of {source.requests} requests are answered; "
                 "the same command with --resume goes on"
             )
-            return outcome.INTERRUPTED
+            return signals.INTERRUPTED
     _tell(args, done)
     return 0
 

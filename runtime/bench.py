@@ -15,7 +15,6 @@ from costmodel.formulations.base import LINKS
 from costmodel.policy import TIERS, splits_from_percent
 from costmodel.workload import Workload
 from runtime import engine_flags, progress_bar
-from runtime.interruption import terminated_as_interrupt
 
 if TYPE_CHECKING:
     from costmodel.measurement import Measurement
@@ -88,8 +87,7 @@ def _run(args: argparse.Namespace) -> int:
     parsing.check_distinct({"--json": args.json, "--trace": args.trace}, engine_flags.files_read(args))
     engine_flags.check_engine(args)
     fixed = _fixed(args)
-    with terminated_as_interrupt():
-        measurement = _measure(args, fixed)
+    measurement = _measure(args, fixed)
     if args.json == parsing.STANDARD_OUTPUT:
         outcome.say(json.dumps(measurement.to_dict(), indent=2, allow_nan=False) + "\n")
         return 0

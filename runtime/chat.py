@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from costmodel.commands import outcome, parsing
+from costmodel.commands import outcome, parsing, signals
 from costmodel.errors import InputError
 from costmodel.workload import Workload
 from runtime import engine_flags, run_report
-from runtime.interruption import Stopped, Terminated, stoppable, terminated_as_interrupt
+from runtime.interruption import Stopped, stoppable
 
 if TYPE_CHECKING:
     from runtime.engine import Engine, Load
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace, load: "Load") -> int:
     engine_flags.check_engine(args)
     engine_flags.check_sampling(args)
     params = engine_flags.sampling(args)
-    with terminated_as_interrupt(), load(args) as engine:
+    with load(args) as engine:
         chat = _Chat(engine, params, args.system)
         workload = Workload(prompt_len=_PLANNED_PROMPT_TOKENS, gen_len=args.max_new_tokens, num_prompts=1)
         engine_flags.prepare(engine, workload)
@@ -132,7 +132,7 @@ class _Chat:
             except EOFError:
                 outcome.say("\n")
                 return None
-            except Terminated:
+            except signals.Terminated:
                 raise
             except KeyboardInterrupt:
                 if not self._watched:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costmodel.commands import parsing
+from costmodel.commands import parsing, signals
 from costmodel.errors import InputError
 from costmodel.policy import Policy
 from costmodel.workload import Workload
@@ -174,7 +174,8 @@ def load_engine(args: argparse.Namespace, *, policy: Policy | None = None, **opt
     ``options`` are further arguments of :class:`runtime.llm.LLM`.
     """
     require_torch()
-    from runtime.llm import LLM
+    with signals.at_once():
+        from runtime.llm import LLM
 
     conversions = progress_bar.Conversions()
     try:
@@ -210,7 +211,8 @@ def prepare(engine: "Engine", workload: Workload) -> "Plan | None":
 def require_torch() -> None:
     """Say how to install what planning does not need, where it is missing."""
     try:
-        import torch  # noqa: F401
+        with signals.at_once():
+            import torch  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

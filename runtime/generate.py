@@ -15,7 +15,6 @@ from costmodel.commands import outcome, parsing, terminal
 from costmodel.errors import InputError
 from costmodel.workload import Workload
 from runtime import engine_flags, progress_bar, prompts, run_report
-from runtime.interruption import terminated_as_interrupt
 
 if TYPE_CHECKING:
     from runtime.engine import Engine, Load
@@ -93,7 +92,7 @@ def _run(args: argparse.Namespace, load: "Load") -> int:
     engine_flags.check_sampling(args)
     given = _prompts(args)
     params = engine_flags.sampling(args)
-    with terminated_as_interrupt(), load(args) as engine:
+    with load(args) as engine:
         _tell(args, engine, _generate(args, engine, given, params))
     return 0
 

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costmodel.commands import arguments, outcome, output, parsing, terminal
+from costmodel.commands import arguments, outcome, output, parsing, signals, terminal
 from costmodel.errors import InfeasibleError, InputError, TierwiseError
 from costmodel.hardware import Hardware, quantities
 from costmodel.policy import Policy
 from costmodel.validation import Space, Validation, draw
 from costmodel.workload import Workload
 from runtime import engine_flags, progress_bar
-from runtime.interruption import terminated_as_interrupt
 
 if TYPE_CHECKING:
     from runtime.llm import LLM
@@ -119,8 +118,7 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(f"--fail-above is {args.fail_above:g}: it must be greater than 0")
     if args.out.exists() and not args.resume:
         raise InputError(f"--out is {args.out}: that file exists; --resume goes on with it, or name another one")
-    with terminated_as_interrupt():
-        found = _validated(args)
+    found = _validated(args)
     written = [str(args.out)]
     if args.plot is not None:
         from costmodel.figures.validation import validation_figure
@@ -205,7 +203,8 @@ def _engine(
     hardware: Hardware | None = None,
 ) -> "LLM":
     """An engine with the flags' model; with the budgets of ``hardware``, where they have been settled already."""
-    from runtime.llm import LLM
+    with signals.at_once():
+        from runtime.llm import LLM
 
     sizes = {"gpu": args.gpu_memory, "cpu": args.cpu_memory} if hardware is None else hardware.capacity_bytes
     return LLM(

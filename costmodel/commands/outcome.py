@@ -9,9 +9,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from costmodel.commands import signals
 from costmodel.errors import TierwiseError
 
-INTERRUPTED = 130
 READER_LEFT = 141
 
 _ASCII = str.maketrans({"→": ">", "×": "x", "·": ";", "–": "-", "−": "-", "…": "...", "≥": ">=", "µ": "u", "─": "-"})
@@ -20,14 +20,15 @@ _ASCII = str.maketrans({"→": ">", "×": "x", "·": ";", "–": "-", "−": "-"
 def ended(body: Callable[[], int]) -> int:
     """Run a command and return its exit code."""
     try:
-        code = _code_of(body)
-        sys.stdout.flush()
+        with signals.as_exceptions():
+            code = _code_of(body)
+            sys.stdout.flush()
     except TierwiseError as error:
         say_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        say_error("interrupted")
-        return INTERRUPTED
+        say_error(signals.INTERRUPTED_MESSAGE)
+        return signals.INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough
         _leave_stdout()
         return READER_LEFT

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import costmodel
-from costmodel.commands import outcome
+from costmodel.commands import outcome, signals
 from costmodel.errors import InputError, TierwiseError
 
 GROUP = "tierwise.commands"
@@ -65,7 +65,8 @@ def _unknown(name: str, known: dict[str, EntryPoint]) -> InputError:
 
 def _load(point: EntryPoint) -> Callable[[list[str]], int | None]:
     try:
-        loaded: Callable[[list[str]], int | None] = point.load()
+        with signals.at_once():
+            loaded: Callable[[list[str]], int | None] = point.load()
     except (ImportError, AttributeError) as error:
         raise TierwiseError(f"the command {point.name!r} ({point.value}) cannot be loaded: {error}") from None
     return loaded
