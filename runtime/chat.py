@@ -15,6 +15,7 @@ from costmodel.errors import InputError
 from costmodel.workload import Workload
 from runtime import engine_flags, run_report
 from runtime.interruption import Stopped, stoppable
+from runtime.tokens import check_text
 
 if TYPE_CHECKING:
     from runtime.engine import Engine, Load
@@ -75,6 +76,8 @@ def _run(args: argparse.Namespace, load: "Load") -> int:
     engine_flags.check_engine(args)
     engine_flags.check_sampling(args)
     params = engine_flags.sampling(args)
+    if args.system is not None:
+        check_text(args.system, "--system")
     with load(args) as engine:
         chat = _Chat(engine, params, args.system)
         workload = Workload(prompt_len=_PLANNED_PROMPT_TOKENS, gen_len=args.max_new_tokens, num_prompts=1)
@@ -126,9 +129,10 @@ class _Chat:
         """The next line; ``None`` where there are no more."""
         while True:
             try:
-                if self._watched:
-                    return input("> ")
-                return sys.stdin.readline() or None
+                line = input("> ") if self._watched else sys.stdin.readline() or None
+                if line is not None:
+                    line.encode()  # where the locale lets any bytes pass, they are no text either
+                return line
             except EOFError:
                 outcome.say("\n")
                 return None
@@ -138,7 +142,7 @@ class _Chat:
                 if not self._watched:
                     raise
                 engine_flags.say("\n(Ctrl-D or !exit leaves)")
-            except UnicodeDecodeError:
+            except UnicodeError:
                 raise InputError("standard input cannot be read: it is not UTF-8 text") from None
 
     def _command(self, text: str) -> bool:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from costmodel import records, units
+from costmodel import records
 from costmodel.commands import outcome, parsing, terminal
 from costmodel.errors import InputError
 from costmodel.workload import Workload
 from runtime import engine_flags, progress_bar, prompts, run_report
+from runtime.tokens import token_ids
 
 if TYPE_CHECKING:
     from runtime.engine import Engine, Load
@@ -110,13 +111,7 @@ def _prompts(args: argparse.Namespace) -> list[prompts.Prompt]:
 def _generate(
     args: argparse.Namespace, engine: "Engine", given: list[prompts.Prompt], params: "SamplingParams"
 ) -> _Done:
-    tokens = prompts.tokenized(
-        given,
-        tokenizer=engine.tokenizer,
-        vocab_size=engine.vocab_size,
-        max_positions=engine.max_positions,
-        max_new_tokens=params.max_new_tokens,
-    )
+    tokens = _tokens(given, engine, params.max_new_tokens)
     longest = max(len(prompt) for prompt in tokens)
     engine_flags.prepare(engine, Workload(prompt_len=longest, gen_len=params.max_new_tokens, num_prompts=len(given)))
     stream = len(given) == 1 and engine.tokenizer is not None and args.json is None and sys.stdout.isatty()
@@ -131,6 +126,15 @@ def _generate(
         with progress_bar.tokens("generating") as report:
             completions = engine.generate(tokens, params, on_progress=report)
     return _Done(prompts=given, completions=completions, seconds=time.monotonic() - start, streamed=stream)
+
+
+def _tokens(given: list[prompts.Prompt], engine: "Engine", max_new_tokens: int) -> list[list[int]]:
+    """The prompts as token ids; what cannot be run is told in the words of the flags."""
+    try:
+        return token_ids(given, [max_new_tokens] * len(given), engine, named=lambda index: f"prompt {index + 1}")
+    except InputError as error:
+        text = str(error).replace("max_new_tokens", "--max-new-tokens")
+        raise InputError(text.replace("give token ids", "give token numbers, --prompt-ids 1,2,3")) from None
 
 
 def _tell(args: argparse.Namespace, engine: "Engine", done: _Done) -> None:
@@ -156,11 +160,8 @@ def _tell(args: argparse.Namespace, engine: "Engine", done: _Done) -> None:
         return
     if args.json is not None:
         records.write_json(data, args.json)
-    rate = run_report.rate(done.new_tokens / max(done.seconds, 1e-9))
-    told = f"\n{done.new_tokens:,} new tokens in {units.format_seconds(done.seconds)}: {rate}"
-    if engine.measurement is not None:
-        told += f"\n{run_report.measured_line(engine.measurement)}"
-    last = Text(told, terminal.FAINT)
+    told = run_report.pace_line(done.new_tokens, done.seconds, engine.measurement)
+    last = Text(f"\n{told}", terminal.FAINT)
     if done.streamed:
         terminal.show(last)
         return

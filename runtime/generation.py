@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from costmodel.errors import InputError
-from costmodel.model import ModelSpec
 from costmodel.policy import Policy
 from costmodel.workload import Workload
 from runtime import blocks, tokens
@@ -58,7 +57,7 @@ class Generation:
         params: SamplingParams | Sequence[SamplingParams],
         keys: Sequence[int] | None,
         *,
-        spec: ModelSpec,
+        reader: tokens.Reader,
         texts: Texts,
         tell: Callbacks,
     ) -> "Generation":
@@ -72,7 +71,7 @@ class Generation:
         if keys is not None and len(keys) != count:
             raise InputError(f"keys has {len(keys)} entries for {count} prompts")
         return cls(
-            prompts=tokens.token_ids(prompts, texts.tokenizer, spec, [one.max_new_tokens for one in each]),
+            prompts=tokens.token_ids(prompts, [one.max_new_tokens for one in each], reader),
             params=each,
             keys=list(range(count)) if keys is None else list(keys),
             texts=texts,

@@ -244,7 +244,7 @@ class LLM:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
         tell = Callbacks(on_block=on_block, on_text=on_text, on_token=on_token, on_progress=on_progress)
-        job = Generation.of(prompts, params, keys, spec=self.spec, texts=self._texts, tell=tell)
+        job = Generation.of(prompts, params, keys, reader=self, texts=self._texts, tell=tell)
         if not job.prompts:
             return []
         self.prepare(job.workload)

@@ -1,7 +1,6 @@
-"""Prompts from flags and files, and the check that a model can take them."""
+"""Prompts from flags and files."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,37 +61,4 @@ def read_ids(text: str) -> tuple[int, ...]:
         tokens = ()
     if not tokens or min(tokens) < 0:
         raise InputError(f"--prompt-ids is {text[:40]!r}: token numbers are expected, such as 1,2,3")
-    return tokens
-
-
-def tokenized(
-    prompts: Sequence[Prompt], *, tokenizer: Any | None, vocab_size: int, max_positions: int | None, max_new_tokens: int
-) -> list[tuple[int, ...]]:
-    """The token numbers of every prompt; one that the model cannot take is an :class:`InputError`."""
-    return [
-        _checked(number, _tokens(prompt, tokenizer), vocab_size, max_positions, max_new_tokens)
-        for number, prompt in enumerate(prompts, start=1)
-    ]
-
-
-def _tokens(prompt: Prompt, tokenizer: Any | None) -> tuple[int, ...]:
-    if not isinstance(prompt, str):
-        return prompt
-    if tokenizer is None:
-        raise InputError("the model has no tokenizer to read a text with: give token numbers, --prompt-ids 1,2,3")
-    return tuple(tokenizer(prompt, verbose=False)["input_ids"])
-
-
-def _checked(
-    number: int, tokens: tuple[int, ...], vocab_size: int, max_positions: int | None, max_new_tokens: int
-) -> tuple[int, ...]:
-    if not tokens:
-        raise InputError(f"prompt {number} has no tokens: at least one is expected")
-    if max(tokens) >= vocab_size:
-        raise InputError(f"prompt {number} holds token {max(tokens)}: the model's last one is {vocab_size - 1}")
-    if max_positions is not None and len(tokens) + max_new_tokens > max_positions:
-        raise InputError(
-            f"prompt {number} has {len(tokens)} tokens and --max-new-tokens is {max_new_tokens}, together "
-            f"{len(tokens) + max_new_tokens}: the model has {max_positions} positions"
-        )
     return tokens

@@ -14,6 +14,7 @@ from costmodel.errors import InputError
 from runtime.job_source import Line
 from runtime.sampling import SamplingParams
 from runtime.sequences import Completion
+from runtime.tokens import check_text
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -191,9 +192,10 @@ class Reader:
         if self.tokenizer is None:
             raise _RequestError("no_tokenizer", "the model has no tokenizer: give body.prompt as token numbers")
         try:
-            return tuple(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-        except (TypeError, UnicodeError) as error:  # half a surrogate pair is valid in JSON, and no text
-            raise _RequestError("invalid_prompt", f"the prompt is no valid text: {error}") from None
+            check_text(text, "the prompt")
+        except InputError as error:
+            raise _RequestError("invalid_prompt", str(error)) from None
+        return tuple(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
     def _params(self, body: Mapping[str, Any], prompt_tokens: int) -> SamplingParams:
         if prompt_tokens == 0:

@@ -25,10 +25,17 @@ def plan_lines(plan: "Plan") -> list[str]:
     return [*policy_lines(plan.policy), f"predicted: {rate(cost.throughput_tok_per_s)}, {block}"]
 
 
-def measured_line(run: "Measurement") -> str:
-    """Predicted against measured."""
-    predicted, measured = run.predicted.throughput_tok_per_s, run.measured.throughput_tok_per_s
-    return f"measured: {rate(measured)}; predicted: {rate(predicted)} ({run.throughput_error:+.0%})"
+def pace_line(new_tokens: int, seconds: float, run: "Measurement | None") -> str:
+    """New tokens per second: measured, and as predicted where the engine says so.
+
+    Both are the new tokens of all prompts over the seconds of their blocks, prefill and decode; an engine
+    that measures nothing is taken at the ``seconds`` of the whole call.
+    """
+    if run is None:
+        return f"{new_tokens:,} new tokens in {units.format_seconds(seconds)}: {rate(new_tokens / max(seconds, 1e-9))}"
+    measured, predicted = run.measured, run.predicted.throughput_tok_per_s
+    told = f"{new_tokens:,} new tokens in {units.format_seconds(measured.job_s or measured.latency_s)}"
+    return f"{told}: {rate(measured.throughput_tok_per_s)}; predicted: {rate(predicted)} ({run.throughput_error:+.0%})"
 
 
 def rate(tokens_per_s: float) -> str:

@@ -1,12 +1,11 @@
 """Texts and tokens: a checkpoint's tokenizer, its special tokens, and prompts as checked token ids."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from costmodel import records
 from costmodel.errors import InputError
-from costmodel.model import ModelSpec
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -38,31 +37,69 @@ def special_tokens(config: Mapping[str, Any], folder: Path | None) -> tuple[froz
     return frozenset(int(token) for token in ids), int(pad) if isinstance(pad, int) and pad >= 0 else 0
 
 
+class Reader(Protocol):
+    """What decides whether a model can take a prompt."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Any | None: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int | None: ...
+
+
 def token_ids(
-    prompts: Sequence[str | Sequence[int]], tokenizer: Any | None, spec: ModelSpec, gen_lens: Sequence[int]
+    prompts: Sequence[str | Sequence[int]],
+    gen_lens: Sequence[int],
+    reader: Reader,
+    *,
+    named: Callable[[int], str] = "prompts[{}]".format,
 ) -> list[list[int]]:
-    """Every prompt as token ids; :class:`InputError` names the first that cannot be run, and why."""
+    """Every prompt as token ids; :class:`InputError` names the first that cannot be run, and why.
+
+    ``named`` is what a prompt is called, by its index.
+    """
     found = []
     for number, (prompt, gen_len) in enumerate(zip(prompts, gen_lens, strict=True)):
-        if isinstance(prompt, str):
-            if tokenizer is None:
-                raise InputError(f"prompts[{number}] is text, but model {spec.name!r} has no tokenizer: give token ids")
-            ids = [int(token) for token in tokenizer(prompt)["input_ids"]]
-        else:
-            ids = [int(token) for token in prompt]
-        _check(number, ids, spec, gen_len)
+        ids = _read(prompt, reader, named(number))
+        _check(ids, gen_len, reader, named(number))
         found.append(ids)
     return found
 
 
-def _check(number: int, ids: list[int], spec: ModelSpec, gen_len: int) -> None:
+def check_text(text: str, what: str) -> None:
+    """Raise :class:`InputError` for what no tokenizer reads: halves of surrogate pairs.
+
+    They stand for bytes that are not UTF-8 in flags and on standard input, and can be written in JSON.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what} is not UTF-8 text") from None
+
+
+def _read(prompt: str | Sequence[int], reader: Reader, name: str) -> list[int]:
+    if not isinstance(prompt, str):
+        return [int(token) for token in prompt]
+    if reader.tokenizer is None:
+        raise InputError(f"{name} is text, but model {reader.name!r} has no tokenizer: give token ids")
+    check_text(prompt, name)
+    return [int(token) for token in reader.tokenizer(prompt, verbose=False)["input_ids"]]
+
+
+def _check(ids: list[int], gen_len: int, reader: Reader, name: str) -> None:
     if not ids:
-        raise InputError(f"prompts[{number}] is empty: a prompt has at least one token")
-    wrong = next((token for token in ids if not 0 <= token < spec.vocab_size), None)
+        raise InputError(f"{name} is empty: a prompt has at least one token")
+    wrong = next((token for token in ids if not 0 <= token < reader.vocab_size), None)
     if wrong is not None:
-        raise InputError(f"prompts[{number}] holds token {wrong}: ids lie in [0, {spec.vocab_size - 1}]")
-    if spec.max_positions is not None and len(ids) + gen_len > spec.max_positions:
+        raise InputError(f"{name} holds token {wrong}: ids lie in [0, {reader.vocab_size - 1}]")
+    if reader.max_positions is not None and len(ids) + gen_len > reader.max_positions:
         raise InputError(
-            f"prompts[{number}] has {len(ids)} tokens, {len(ids) + gen_len} with max_new_tokens {gen_len}: "
-            f"model {spec.name!r} has {spec.max_positions} positions"
+            f"{name} has {len(ids)} tokens and max_new_tokens is {gen_len}, together {len(ids) + gen_len}: "
+            f"model {reader.name!r} has {reader.max_positions} positions"
         )

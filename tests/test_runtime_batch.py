@@ -206,7 +206,7 @@ BAD: list[tuple[Any, str, str]] = [
     (completion("q", ""), "invalid_prompt", "no tokens"),
     (completion("q", [5, True]), "invalid_prompt", "token numbers"),
     (completion("q", [5, 320]), "invalid_prompt", "holds 320: a token number from 0 to 319"),
-    (completion("q", "\ud800"), "invalid_prompt", "no valid text"),
+    (completion("q", "\ud800"), "invalid_prompt", "the prompt is not UTF-8 text"),
     (completion("q", [5] * 128), "context_length_exceeded", "128 tokens and max_tokens is 1, together 129"),
     (completion("q", [5] * 28, max_tokens=101), "context_length_exceeded", "together 129: the model has 128 positions"),
     (completion("q", n=2), "unsupported_field", "body.n is 2"),

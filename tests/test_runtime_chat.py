@@ -123,13 +123,18 @@ def test_without_an_answer_the_question_is_forgotten(talk: Talk) -> None:
     assert engine.said()[1] == "<user>Hello?\n<assistant>"
 
 
-def test_standard_input_that_is_no_text_is_refused(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    stdin = io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), encoding="utf-8")
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the latter is Python's in the locale C
+def test_standard_input_that_is_no_text_is_refused(talk: Talk, monkeypatch: pytest.MonkeyPatch, errors: str) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), encoding="utf-8", errors=errors)
     real = io.StringIO
     monkeypatch.setattr(io, "StringIO", lambda text: stdin if text == "bytes" else real(text))
     code, _, err = talk("bytes", Scripted())
-    assert code == 2
-    assert "not UTF-8" in err
+    assert (code, err) == (2, "error: standard input cannot be read: it is not UTF-8 text\n")
+
+
+def test_a_system_message_that_is_no_text_is_refused(talk: Talk) -> None:
+    code, _, err = talk("Hi\n", Scripted(), "--system", "caf\udce9")
+    assert (code, err) == (2, "error: --system is not UTF-8 text\n")
 
 
 # ------------------------------------------------------------------ commands

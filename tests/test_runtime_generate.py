@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ BAD = [
     ("--prompt-ids 1,x", ["--prompt-ids is '1,x'", "1,2,3"]),
     ("--prompt-ids -1", ["--prompt-ids"]),
     ("--prompt-ids 5,320", ["prompt 1 holds token 320", "319"]),
+    ("--prompt a --prompt b\udcff", ["prompt 2 is not UTF-8 text"]),
     ("--prompts-file none.txt", ["none.txt: cannot be read: No such file"]),
     ("--prompts-file empty.txt", ["empty.txt holds no prompts"]),
     ("--prompts-file bad.jsonl", ["bad.jsonl, line 2: not valid JSON"]),
@@ -220,6 +222,15 @@ def test_long_prompts_are_shortened_and_completions_are_not(run: Command) -> Non
     assert text not in done.out
     assert "the quick brown fox the" in done.out
     assert "…" in done.out
+
+
+def test_the_last_line_holds_one_pace_measured_and_predicted() -> None:
+    """10 tokens in two blocks of 2 s are 2.5 token/s; the prediction of 2 is a fifth less."""
+    predicted = SimpleNamespace(throughput_tok_per_s=2.0)
+    measured = SimpleNamespace(throughput_tok_per_s=2.5, latency_s=2.0, job_s=4.0)
+    run = SimpleNamespace(predicted=predicted, measured=measured, throughput_error=2.0 / 2.5 - 1)
+    assert run_report.pace_line(10, 5.0, run) == "10 new tokens in 4 s: 2.5 token/s; predicted: 2 token/s (-20%)"
+    assert run_report.pace_line(10, 5.0, None) == "10 new tokens in 5 s: 2 token/s"
 
 
 def test_an_interrupt_is_one_line_and_130(run: Command) -> None:

@@ -219,7 +219,7 @@ def test_what_is_placed_is_what_was_planned(folder: Path, tmp_path: Path) -> Non
     [
         ({}, [[]], r"prompts\[0\] is empty"),
         ({}, [[5, VOCABULARY]], r"prompts\[0\] holds token 203: ids lie in \[0, 202\]"),
-        ({}, [[5], [5] * 60], r"prompts\[1\] has 60 tokens, 68 with max_new_tokens 8: model .* has 64 positions"),
+        ({}, [[5], [5] * 60], r"prompts\[1\] has 60 tokens .* is 8, together 68: model .* has 64 positions"),
         ({}, ["text"], r"prompts\[0\] is text, but model .* has no tokenizer"),
         ({"dtype": "int8"}, [[5]], "dtype is 'int8'"),
         ({"gpu_memory": "2 apples"}, [[5]], "2 apples"),
