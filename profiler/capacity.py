@@ -8,8 +8,8 @@ from costmodel import units
 from costmodel.errors import InputError
 from costmodel.units import GiB
 from runtime import tiers
-from runtime.host_memory import HostMemory, host_memory
-from runtime.machine import HOST_SHARE, within
+from runtime.budgets import budgets, share_words
+from runtime.host_memory import HostMemory
 
 LEAST_MEMORY_BYTES = 2**30
 """Host memory that profiling needs."""
@@ -35,38 +35,25 @@ def capacity(
     device: torch.device, *, disk_free_bytes: int, gpu_memory_bytes: float | None, cpu_memory_bytes: float | None
 ) -> Capacity:
     """The tiers' sizes: budgets where given, else what is free."""
-    host = host_memory()
+    names = ("--gpu-memory", "--cpu-memory")
+    room = budgets(device, gpu_memory=gpu_memory_bytes, cpu_memory=cpu_memory_bytes, names=names)
+    host = room.host
     if host.available_bytes < LEAST_MEMORY_BYTES:
         raise InputError(
             f"only {units.format_bytes(host.available_bytes)} of host memory can be had ({host.limited_by}): "
             f"profiling needs {units.format_bytes(LEAST_MEMORY_BYTES)}"
         )
-    share = HOST_SHARE * host.available_bytes
-    default = f"{HOST_SHARE:.0%} of the {units.format_bytes(host.available_bytes)} that were available"
-    gpu, cpu = gpu_memory_bytes, cpu_memory_bytes
-    if device.type == "cuda":
-        free = float(torch.cuda.mem_get_info(device)[0])
-        within("--gpu-memory", gpu, free, "free on the GPU")
-        within("--cpu-memory", cpu, host.available_bytes, f"available in host memory ({host.limited_by})")
-        gpu_bytes, gpu_origin = (free, "free on the GPU") if gpu is None else (gpu, "given as --gpu-memory")
-        cpu_bytes, cpu_origin = (share, default) if cpu is None else (cpu, "given as --cpu-memory")
-    else:
-        second = 0.0 if cpu is None else cpu
-        total = second + (0.0 if gpu is None else gpu)
-        within("--gpu-memory plus --cpu-memory", total, host.available_bytes, f"available ({host.limited_by})")
-        gpu_bytes, gpu_origin = (max(share - second, 0.0), default) if gpu is None else (gpu, "given as --gpu-memory")
-        if gpu_bytes <= 0:
-            raise InputError(
-                f"--cpu-memory is {units.format_bytes(second)}: nothing is left for the first tier: it gets {default}"
-            )
-        cpu_bytes, cpu_origin = second, "not given: none" if cpu is None else "given as --cpu-memory"
+    on_gpu, share = device.type == "cuda", share_words(host)
+    defaults = ("free on the GPU", share) if on_gpu else (share, "not given: none")
+    given = zip(names, (gpu_memory_bytes, cpu_memory_bytes), defaults, strict=True)
+    gpu_origin, cpu_origin = (default if value is None else f"given as {name}" for name, value, default in given)
     return Capacity(
-        gpu_bytes=gpu_bytes,
+        gpu_bytes=room.gpu_bytes,
         gpu_origin=gpu_origin,
-        cpu_bytes=cpu_bytes,
+        cpu_bytes=room.cpu_bytes,
         cpu_origin=cpu_origin,
         disk_bytes=float(disk_free_bytes),
-        pinnable_bytes=pinnable(min(cpu_bytes, PIN_AT_MOST_BYTES)) if device.type == "cuda" else None,
+        pinnable_bytes=pinnable(min(room.cpu_bytes, PIN_AT_MOST_BYTES)) if on_gpu else None,
         host=host,
     )
 

@@ -11,16 +11,13 @@ from typing import Any
 
 import torch
 
-from costmodel import records, units
+from costmodel import records
 from costmodel.errors import InputError, TierwiseError
 from costmodel.hardware import Hardware
 from costmodel.model import ModelSpec
 from costmodel.overrides import with_overrides
+from runtime.budgets import budgets
 from runtime.disk import DiskError
-from runtime.host_memory import host_memory
-
-HOST_SHARE = 0.8
-"""The share of the host memory that is available which tiers get unless a budget is given."""
 
 USABLE_FRACTION = 0.95
 """The share of a budget that is planned with: predicted peaks are within 5 % of the measured ones, but for up to 64 MiB
@@ -61,36 +58,14 @@ def machine(
             f"hardware {found.name!r} has a first tier of kind {found.gpu.kind!r}, but this run is on {kind!r}: "
             "profile this machine with tierwise profile, or choose another --device"
         )
-    gpu_bytes, cpu_bytes = _budgets(device, gpu_memory, cpu_memory)
+    room = budgets(device, gpu_memory=gpu_memory, cpu_memory=cpu_memory)
     try:
         status = os.statvfs(offload_dir)
     except OSError as error:
         raise DiskError(f"{offload_dir}: cannot be used: {error.strerror}") from None
     return with_overrides(
-        found, gpu_memory=gpu_bytes, cpu_memory=cpu_bytes, disk=float(status.f_bavail * status.f_frsize)
+        found, gpu_memory=room.gpu_bytes, cpu_memory=room.cpu_bytes, disk=float(status.f_bavail * status.f_frsize)
     )
-
-
-def _budgets(device: torch.device, gpu_memory: float | None, cpu_memory: float | None) -> tuple[float, float]:
-    """Bytes of the two memory tiers; a budget beyond what is free is an error."""
-    host = host_memory()
-    if device.type == "cuda":
-        free = float(torch.cuda.mem_get_info(device)[0])
-        within("gpu_memory", gpu_memory, free, "free on the GPU")
-        within("cpu_memory", cpu_memory, host.available_bytes, f"available ({host.limited_by})")
-        share = HOST_SHARE * host.available_bytes
-        return (free if gpu_memory is None else gpu_memory), (share if cpu_memory is None else cpu_memory)
-    second = 0.0 if cpu_memory is None else cpu_memory
-    first = HOST_SHARE * host.available_bytes - second if gpu_memory is None else gpu_memory
-    what = "gpu_memory" if not second else "gpu_memory plus cpu_memory"
-    within(what, first + second, host.available_bytes, f"available ({host.limited_by})")
-    return max(1.0, first), second
-
-
-def within(what: str, given: float | None, most: float, where: str) -> None:
-    """Raise :class:`InputError` where a budget is more than there is; both in bytes."""
-    if given is not None and given > most:
-        raise InputError(f"{what} is {units.format_bytes(given)}: only {units.format_bytes(most)} are {where}")
 
 
 def _profiled(

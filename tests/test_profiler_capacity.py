@@ -14,6 +14,7 @@ from costmodel.errors import InputError, TierwiseError
 from profiler import capacity as capacity_module
 from profiler import offload
 from profiler.effort import EFFORTS
+from runtime import budgets as budgets_module
 from runtime.environment import file_system
 from runtime.host_memory import HostMemory, host_memory
 
@@ -106,7 +107,7 @@ def test_system_without_proc_says_so(tmp_path: Path) -> None:
 
 def capacity(monkeypatch: pytest.MonkeyPatch, available: int, **budgets: float) -> capacity_module.Capacity:
     host = HostMemory(total_bytes=64 * GiB, available_bytes=available, limited_by="physical memory")
-    monkeypatch.setattr(capacity_module, "host_memory", lambda: host)
+    monkeypatch.setattr(budgets_module, "host_memory", lambda: host)
     given = {"gpu_memory_bytes": None, "cpu_memory_bytes": None, **budgets}
     return capacity_module.capacity(CPU, disk_free_bytes=100 * GiB, **given)
 
@@ -127,7 +128,7 @@ def test_a_second_tier_is_taken_from_the_same_memory(monkeypatch: pytest.MonkeyP
     ("available", "budgets", "message"),
     [
         (GiB // 2, {}, "only 512 MiB of host memory can be had .physical memory.: profiling needs 1 GiB"),
-        (4 * GiB, {"gpu_memory_bytes": 5 * GiB}, "--gpu-memory plus --cpu-memory is 5 GiB: only 4 GiB are available"),
+        (4 * GiB, {"gpu_memory_bytes": 5 * GiB}, "--gpu-memory is 5 GiB: only 4 GiB are available"),
         (10 * GiB, {"gpu_memory_bytes": 6 * GiB, "cpu_memory_bytes": 6 * GiB}, "is 12 GiB: only 10 GiB are available"),
         (10 * GiB, {"cpu_memory_bytes": 9 * GiB}, "--cpu-memory is 9 GiB: nothing is left for the first tier"),
     ],
