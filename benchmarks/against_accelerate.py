@@ -20,9 +20,6 @@ profile, without compression, in the limit less what the process itself needs (`
 
 import argparse
 import dataclasses
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -31,23 +28,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.memory_cgroup import LimitedRun, end_on_sigterm, run_limited
-from benchmarks.page_cache import evict
-from benchmarks.trials import Case, Outcome, Promise, Trial, best_batch, table, to_dict
+from benchmarks.both_sides import Bench
+from benchmarks.memory_cgroup import end_on_sigterm
+from benchmarks.trials import Case, Outcome, Trial, best_batch, table, to_dict
 from costmodel import records, units
 from costmodel.errors import InputError, TierwiseError
+from costmodel.hardware import Hardware
 from profiler.offload import offload_directory
 from runtime import environment
 
 SCHEMA = "tierwise.against-accelerate/1"
-ROOT = Path(__file__).resolve().parent.parent
-
-STAYED_BYTES = 16 * 2**20
-"""More than this left in the page cache before a run would be memory outside of its limit."""
-
-FAILED_LINES = 3
-"""The last lines of a failed child's standard error that are shown."""
-
 
 GiB = 2**30
 OPT_SMALL: dict[str, Any] = {"model": "opt-1.3b", "limit_bytes": 3 * GiB}
@@ -65,143 +55,6 @@ CASES = (
     ),
     Case(key="d", **OPT_SMALL, prompt_len=32, gen_len=64, batches=(16,), target=6.0),
 )
-
-
-class Bench:
-    """The settings that all runs share, and what has been measured already."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.folder: Path = args.folder
-        self.repeats: int = args.repeats
-        self.timeout_s: float = args.timeout
-        self.overhead_bytes = int(units.parse(args.overhead, "bytes"))
-        self.max_latency: str = args.max_latency
-        self.hardware: Path | None = args.hardware
-        self.environment = dict(os.environ)
-        if args.accelerate is not None:
-            paths = (str(args.accelerate.resolve()), os.environ.get("PYTHONPATH", ""))
-            self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        self.trials: dict[tuple[object, ...], Trial] = {}
-
-    def accelerate(self, case: Case, batch: int, attention: str) -> Trial:
-        """Accelerate at one batch size; cases that differ in nothing else share the run."""
-        key = (case.model, case.limit_bytes, case.prompt_len, case.gen_len, batch, attention)
-        if key not in self.trials:
-            weights = self.folder / "accelerate" / case.model
-            command = [sys.executable, "-m", "benchmarks.accelerate_offload", "--model", case.model]
-            command += ["--folder", str(weights)]
-            if not any(case.model == known[0] for known in self.trials):
-                self.checked_output([*command, "--prepare"])
-            command += [f"--batch={batch}", f"--prompt-len={case.prompt_len}", f"--gen-len={case.gen_len}"]
-            command += [f"--attention={attention}"]
-            trial = self._trial(command, case, weights, batch, lambda said: float(said["tok_per_s"]))
-            self.trials[key] = dataclasses.replace(trial, attention=attention)
-        return self.trials[key]
-
-    def promise(self, case: Case) -> Promise:
-        """The search's answer for the measured profile and the memory that the limit leaves."""
-        command = [sys.executable, "-m", "costmodel.search", "--hardware", str(self._profile()), "--json", "-"]
-        command += [*self._work(case), "--model", case.model]
-        command += ["--compress-weights", "off", "--compress-cache", "off", "--save-policy", str(self._policy(case))]
-        if case.fixed_batch is None:
-            command += ["--max-latency", self.max_latency]
-        else:
-            command += [f"--gpu-batch-size={case.fixed_batch}", "--num-gpu-batches=1"]
-        found = json.loads(self.checked_output(command))
-        return Promise(
-            throughput_tok_per_s=found["estimate"]["throughput_tok_per_s"],
-            bound_tok_per_s=found["search"]["bound_tok_per_s"],
-            policy=found["policy"],
-        )
-
-    def ours(self, case: Case, promise: Promise) -> Trial:
-        """The promised policy, run by ``runtime.bench`` in the same limit; it prints a Measurement as JSON."""
-        weights = self.folder / "tierwise"
-        weights.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "runtime.bench", "--model", f"dummy:{case.model}", "--device", "cpu"]
-        command += ["--dtype", "bfloat16"]
-        command += [*self._work(case), "--policy", str(self._policy(case)), "--hardware", str(self._profile())]
-        command += ["--offload-dir", str(weights), "--json", "-"]
-        batch = promise.policy["gpu_batch_size"] * promise.policy["num_gpu_batches"]
-        return self._trial(command, case, weights, batch, _throughput)
-
-    def _policy(self, case: Case) -> Path:
-        """Where the search leaves its policy for the runtime."""
-        return self.folder / f"policy-{case.key}.json"
-
-    def _work(self, case: Case) -> list[str]:
-        """The flags that search and runtime share."""
-        budget = case.limit_bytes - self.overhead_bytes
-        memory = ["--gpu-memory", f"{budget}B", "--cpu-memory", "0GiB", "--usable-fraction", "1"]
-        return [*memory, "--prompt-len", str(case.prompt_len), "--gen-len", str(case.gen_len)]
-
-    def _trial(
-        self, command: list[str], case: Case, weights: Path, batch: int, rate: Callable[[dict[str, Any]], float]
-    ) -> Trial:
-        """Run a command ``repeats`` times, cold and within the limit, until one fails."""
-        rates: list[float] = []
-        details: dict[str, Any] = {}
-        for _ in range(self.repeats):
-            stayed = evict(weights)
-            if stayed > STAYED_BYTES:
-                raise TierwiseError(
-                    f"{weights}: {units.format_bytes(stayed)} stay in the page cache: another process uses these files"
-                )
-            run = run_limited(command, case.limit_bytes, timeout_s=self.timeout_s, env=self.environment, cwd=ROOT)
-            if run.returncode != 0 or run.oom_killed:
-                break
-            details = _last_json(run)
-            rates.append(rate(details))
-        return Trial(
-            batch=batch,
-            tok_per_s=tuple(rates),
-            ended=_ended(run),
-            oom_killed=run.oom_killed,
-            peak_bytes=run.peak_bytes,
-            details=details,
-        )
-
-    def _profile(self) -> Path:
-        """The given hardware file, or one that is measured now."""
-        if self.hardware is None:
-            print("measuring this machine …", file=sys.stderr)
-            self.hardware = self.folder / "hardware.json"
-            command = [sys.executable, "-m", "profiler", "--device", "cpu", "--out", str(self.hardware)]
-            self.checked_output([*command, "--offload-dir", str(self.folder)])
-        return self.hardware
-
-    def checked_output(self, command: Sequence[str]) -> str:
-        """Standard output of a command that runs without a limit; its last words where it fails."""
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise TierwiseError(_tail(done.stderr) or f"{' '.join(command)}: exit code {done.returncode}")
-        return done.stdout
-
-
-def _throughput(said: dict[str, Any]) -> float:
-    """Token/s of a Measurement."""
-    return float(said["measured"]["throughput_tok_per_s"])
-
-
-def _last_json(run: LimitedRun) -> dict[str, Any]:
-    """The JSON document that ends a child's standard output, on one line or many."""
-    start = run.stdout.find("{")
-    try:
-        found: dict[str, Any] = json.loads(run.stdout[start:]) if start >= 0 else {}
-    except ValueError:
-        found = {}
-    if not found:
-        raise TierwiseError(f"the child printed no JSON: {run.stdout[-200:]!r} {_tail(run.stderr)}")
-    return found
-
-
-def _ended(run: LimitedRun) -> str:
-    failed = run.returncode > 0 and not run.oom_killed
-    return f"{run.ended}: {_tail(run.stderr)}" if failed else run.ended
-
-
-def _tail(text: str) -> str:
-    return " / ".join(line.strip() for line in text.strip().splitlines()[-FAILED_LINES:])
 
 
 def compare(bench: Bench, case: Case, args: argparse.Namespace, save: Callable[[Outcome], None]) -> Outcome:
@@ -252,7 +105,7 @@ def origin(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         "repeats": bench.repeats,
         "overhead_bytes": bench.overhead_bytes,
         "max_latency": bench.max_latency,
-        "hardware": "measured now" if args.hardware is None else str(args.hardware),
+        "hardware": "measured now" if args.hardware is None else Hardware.from_file(args.hardware).name,
     }
 
 

@@ -1,8 +1,14 @@
 """The search for a best batch size stops where it should, and a case is judged by its medians."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from benchmarks.trials import Case, Outcome, Promise, Trial, best_batch, table
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
 def trial(batch: int, *rates: float, ended: str = "exit code 0", killed: bool = False) -> Trial:
@@ -60,3 +66,10 @@ def test_a_case_half_run_has_dashes_and_no_verdict() -> None:
     line = table([Outcome(case=CASE, accelerate=(trial(1, 1.0),))])[1]
     assert line.endswith("85%")
     assert "–" in line
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_results_tell_nothing_of_the_folders_of_a_machine(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert json.loads(text)["origin"]["hardware"]
+    assert not re.search(r'"/(home|root|tmp|var|work)\b', text)
