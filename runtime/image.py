@@ -5,18 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from costmodel.errors import InputError
 from runtime import dummy, image_source, image_store
 from runtime.architecture import Architecture
 from runtime.checkpoint import open_checkpoint
 from runtime.content import Progress
-from runtime.disk import DiskFile, DiskPool
 from runtime.image_source import ImageSource
-from runtime.layout import GROUP_SIZE, ImageLayout, UnitLayout
-from runtime.quantization import Quantized4bitLinear
-from runtime.tiers import host_buffer, round_up
+from runtime.layout import ImageLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,33 +56,6 @@ def open_image(
             checkpoint, dtype=dtype, compressed=compressed, memory=models / "hashes.json", progress=progress
         )
         return _image(source, image_store.stored(source, models, progress))
-
-
-def read_unit(image: Image, name: str) -> dict[str, Tensor | Quantized4bitLinear]:
-    """The tensors of a unit (``"table"``, ``"layers.0"``), read from the image."""
-    unit = dict(image.layout.units)[name]
-    buffer = host_buffer(round_up(unit.nbytes))
-    with DiskFile(image.path) as file, DiskPool() as pool:
-        pool.read(file, image.layout.offsets[name], buffer).wait()
-    return tensors_of(unit, buffer)
-
-
-def tensors_of(unit: UnitLayout, buffer: Tensor) -> dict[str, Tensor | Quantized4bitLinear]:
-    """Views of a unit's flat bytes (uint8, on any device) by name; a compressed weight's two fields become one."""
-    views = {field.name: buffer[field.offset : field.stop].view(field.dtype).view(field.shape) for field in unit.fields}
-    found: dict[str, Tensor | Quantized4bitLinear] = {}
-    for field in unit.fields:
-        name, _, part = field.name.partition(":")
-        if not part:
-            found[name] = views[name]
-        elif part == "packed":
-            found[name] = Quantized4bitLinear(
-                packed=views[field.name],
-                scales_and_zeros=views[f"{name}:scales"],
-                out_features=field.rows,
-                group_size=GROUP_SIZE,
-            )
-    return found
 
 
 def _image(source: ImageSource, path: Path) -> Image:

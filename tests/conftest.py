@@ -1,10 +1,32 @@
-"""Settings that every test shares."""
+"""Settings that every test shares, and a tiny OPT for those that ask for one."""
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # A loaded machine must not fail a test (no deadline), and CI must fail on the same examples twice.
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="module")
+def model() -> "PreTrainedModel":
+    """A tiny OPT with random weights."""
+    from tests.checkpoints import random_model  # here: the tests of planning need neither torch nor transformers
+
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, model: "PreTrainedModel") -> Path:
+    """The tiny OPT's checkpoint."""
+    from tests.checkpoints import save
+
+    return save(model, tmp_path_factory.mktemp("checkpoint") / "opt-tiny")

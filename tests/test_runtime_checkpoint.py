@@ -23,11 +23,6 @@ from tests.checkpoints import AS_350M, Form, random_model, save
 FORMS: tuple[Form, ...] = ("safetensors", "bin", "old bin")
 
 
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    return random_model()
-
-
 def architecture_of(checkpoint: Checkpoint) -> Architecture:
     return architecture(checkpoint.config, name=checkpoint.name)
 

@@ -12,15 +12,12 @@ from costmodel.errors import InputError
 from costmodel.model import catalog_config
 from runtime import dummy
 from runtime.disk import DiskError
-from runtime.image import Image, open_image, read_unit
+from runtime.image import Image
 from runtime.quantization import Quantized4bitLinear, dequantize_linear
 from tests.checkpoints import AS_350M, SHAPE
+from tests.images import made, read_unit
 
 CONFIG = {"model_type": "opt", **SHAPE, "activation_function": "relu"}
-
-
-def opened(model: str, directory: Path, *, dtype: torch.dtype = torch.float32, compressed: bool = False) -> Image:
-    return open_image(model, directory=directory, dtype=dtype, compressed=compressed)
 
 
 def config_file(folder: Path, **more: Any) -> Path:
@@ -57,7 +54,7 @@ def test_logits_are_finite_and_differ(
     tmp_path: Path, dtype: torch.dtype, compressed: bool, more: dict[str, Any]
 ) -> None:
     config = config_file(tmp_path / "tiny", **more)
-    image = opened(f"dummy:{config}", tmp_path, dtype=dtype, compressed=compressed)
+    image = made(f"dummy:{config}", tmp_path, dtype=dtype, compressed=compressed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(CONFIG | more))).to(dtype).eval()
     missing, unexpected = model.load_state_dict(state(image), strict=False)
     assert unexpected == []
@@ -69,7 +66,7 @@ def test_logits_are_finite_and_differ(
 
 def test_values_are_those_that_the_documentation_tells(tmp_path: Path) -> None:
     config = config_file(tmp_path / "tiny")
-    weights = state(opened(f"dummy:{config}", tmp_path))
+    weights = state(made(f"dummy:{config}", tmp_path))
     for name, weight in weights.items():
         if weight.dim() == 2:
             assert abs(float(weight.std()) - 0.02) < 0.001, name
@@ -83,7 +80,7 @@ def test_values_are_those_that_the_documentation_tells(tmp_path: Path) -> None:
 
 def test_compressed_values_have_the_same_spread(tmp_path: Path) -> None:
     config = config_file(tmp_path / "tiny")
-    image = opened(f"dummy:{config}", tmp_path, compressed=True)
+    image = made(f"dummy:{config}", tmp_path, compressed=True)
     for number in range(2):
         for name, weight in read_unit(image, f"layers.{number}").items():
             if isinstance(weight, Quantized4bitLinear):
@@ -95,16 +92,16 @@ def test_compressed_values_have_the_same_spread(tmp_path: Path) -> None:
 def test_types_differ_by_rounding_alone_and_runs_not_at_all(tmp_path: Path) -> None:
     config = config_file(tmp_path / "tiny")
     exact, rounded = (
-        state(opened(f"dummy:{config}", tmp_path, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)
+        state(made(f"dummy:{config}", tmp_path, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)
     )
     assert all(torch.equal(exact[name].bfloat16(), rounded[name]) for name in exact)
-    again = opened(f"dummy:{config}", tmp_path / "again")
-    assert again.path.read_bytes() == opened(f"dummy:{config}", tmp_path).path.read_bytes()
+    again = made(f"dummy:{config}", tmp_path / "again")
+    assert again.path.read_bytes() == made(f"dummy:{config}", tmp_path).path.read_bytes()
 
 
 def test_values_repeat_only_after_a_period(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dummy, "PERIOD_VALUES", 1009)
-    image = opened(f"dummy:{config_file(tmp_path / 'tiny')}", tmp_path)
+    image = made(f"dummy:{config_file(tmp_path / 'tiny')}", tmp_path)
     table = read_unit(image, "table")["tokens"]
     assert isinstance(table, torch.Tensor)
     flat = table.reshape(-1)
@@ -116,7 +113,7 @@ def test_values_repeat_only_after_a_period(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("form", ["{}", "{}/config.json"])
 def test_a_path_names_the_model_after_its_folder(tmp_path: Path, form: str) -> None:
     config_file(tmp_path / "my-model")
-    image = opened("dummy:" + form.format(tmp_path / "my-model"), tmp_path)
+    image = made("dummy:" + form.format(tmp_path / "my-model"), tmp_path)
     assert (image.name, image.tokenizer_folder) == ("my-model", None)
     assert image.path.parent.name.startswith("dummy-my-model-float32-")
     assert image.config == CONFIG
@@ -125,7 +122,7 @@ def test_a_path_names_the_model_after_its_folder(tmp_path: Path, form: str) -> N
 
 def test_catalogue_model_that_does_not_fit_the_disk(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match=r"the image of opt-175b takes 32\d\.?\d* GiB, but only .* are free: make room"):
-        opened("dummy:opt-175b", tmp_path, dtype=torch.bfloat16)
+        made("dummy:opt-175b", tmp_path, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", ["opt-125m", "facebook/OPT-125M"])
@@ -151,4 +148,4 @@ def test_folder_of_a_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_unknown_models(tmp_path: Path, model: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        opened(model, tmp_path)
+        made(model, tmp_path)

@@ -14,30 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from runtime import checkpoint as checkpoint_module
 from runtime import conversion
-from runtime.image import Image, open_image, read_unit
+from runtime.image import Image
 from runtime.quantization import Quantized4bitLinear, dequantize_linear, pack_linear, quantize, quantize_linear
 from tests.checkpoints import AS_350M, SHAPE, Form, random_model, save
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    return random_model()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, model: PreTrainedModel) -> Path:
-    return save(model, tmp_path_factory.mktemp("checkpoint") / "opt-tiny")
-
-
-def made(folder: Path, directory: Path, *, dtype: torch.dtype = torch.float32, compressed: bool = False) -> Image:
-    return open_image(str(folder), directory=directory, dtype=dtype, compressed=compressed)
-
-
-def left(directory: Path) -> list[str]:
-    """What lies in the folder of images, the memory of hashes aside."""
-    return sorted(path.name for path in (directory / "models").iterdir() if path.name != "hashes.json")
+from tests.images import DTYPES, made, read_unit
 
 
 def fields(image: Image) -> Iterator[tuple[str, str, Tensor | Quantized4bitLinear]]:

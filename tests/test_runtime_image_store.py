@@ -20,34 +20,14 @@ from runtime import content, conversion
 from runtime.checkpoint import CheckpointError
 from runtime.disk import DiskError
 from runtime.image import Image, open_image
-from tests.checkpoints import random_model, save
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    return random_model()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, model: PreTrainedModel) -> Path:
-    return save(model, tmp_path_factory.mktemp("checkpoint") / "opt-tiny")
-
-
-def made(folder: Path, directory: Path, *, dtype: torch.dtype = torch.float32, compressed: bool = False) -> Image:
-    return open_image(str(folder), directory=directory, dtype=dtype, compressed=compressed)
+from tests.checkpoints import save
+from tests.images import DTYPES, left, made
 
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The image of the model in float32, made in peace."""
     return made(folder, tmp_path_factory.mktemp("peace")).path.read_bytes()
-
-
-def left(directory: Path) -> list[str]:
-    """What lies in the folder of images, the memory of hashes aside."""
-    return sorted(path.name for path in (directory / "models").iterdir() if path.name != "hashes.json")
 
 
 # --- made once -------------------------------------------------------------------------------------------------------

@@ -4,34 +4,16 @@ import random
 from functools import cache
 
 import pytest
+from engines import EOS, byte_level
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from costmodel.errors import InputError
 from runtime.detokenizer import Detokenizer, StopStrings
 from runtime.sampling import SamplingParams
 from runtime.sequences import Completion, Sequences
-
-LINES = ["the quick brown fox jumps over the lazy dog", "Ωmega naïve café – ein Haus", "stop here, stop there. END"]
-EOS = 0
-
-
-@cache
-def byte_level() -> PreTrainedTokenizerFast:
-    """Byte-level BPE, as OPT and GPT-2 have it: any bytes are tokens; 0 ends a text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["</s>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(LINES * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
 
 
 @cache
