@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 Form = Literal["safetensors", "bin", "old bin"]
 
@@ -23,13 +25,29 @@ SHAPE: dict[str, Any] = {
 AS_350M: dict[str, Any] = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}
 
 
+def randomised(model: Model, *, std: float, norms_around: float = 1.0) -> Model:
+    """Give every parameter random values: biases and norms start as 0 and 1, which hides mistakes."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm = parameter.dim() == 1 and name.endswith("weight")
+            parameter.copy_(torch.randn_like(parameter) * std + (norms_around if is_norm else 0.0))
+    model.eval()
+    return model
+
+
+def saved(model: PreTrainedModel, folder: Path, name: str) -> str:
+    """The checkpoint of a model below a folder, as transformers writes it; written once."""
+    path = folder / name.replace(" ", "-").replace(",", "")
+    if not path.exists():
+        model.save_pretrained(path)
+    return str(path)
+
+
 def random_model(seed: int = 0, **config: Any) -> PreTrainedModel:
     """A model whose biases and norms are random as well, so that no two of its tensors are equal."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", **(SHAPE | config)))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return randomised(model, std=0.3, norms_around=0.0)
 
 
 def save(

@@ -30,3 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model: "PreTrainedModel") -
     from tests.checkpoints import save
 
     return save(model, tmp_path_factory.mktemp("checkpoint") / "opt-tiny")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder for the checkpoints and images of a module's tests."""
+    return tmp_path_factory.mktemp("models")

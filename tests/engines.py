@@ -15,6 +15,7 @@ from costmodel.policy import Policy, Split
 from costmodel.workload import Workload
 from runtime.sampling import Sampler, SamplingParams
 from runtime.sequences import Completion, Sequences
+from tests.checkpoints import randomised
 
 LINES = ["the quick brown fox jumps over the lazy dog", "Ωmega naïve café – ein Haus", "stop here, stop there. END"]
 EOS = 0
@@ -158,9 +159,6 @@ def save_model(folder: Path) -> None:
         bos_token_id=0,
         pad_token_id=1,
     )
-    made = OPTForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    made = randomised(OPTForCausalLM(config), std=0.3, norms_around=0.0)
     made.save_pretrained(folder)
     byte_level().save_pretrained(folder)

@@ -12,7 +12,6 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_runtime_execute import batches_of, engine, ours, policies, prompt_lists, theirs
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 
@@ -24,8 +23,8 @@ from runtime import LLM, SamplingParams, alibi, quantization
 from runtime.execute import BlockRun
 from runtime.families import FAMILIES, architecture
 from runtime.layout import image_layout
-
-VOCABULARY = 131
+from tests.checkpoints import randomised, saved
+from tests.runs import VOCABULARY, batches_of, engine, ours, policies, prompt_lists, theirs
 
 LLAMA_LIKE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -152,24 +151,12 @@ def config_of(name: str) -> dict[str, Any]:
 def reference(name: str) -> PreTrainedModel:
     torch.manual_seed(5)
     config = AutoConfig.for_model(**config_of(name))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():  # biases and norms start as 0 and 1, which hides mistakes
-            is_norm = parameter.dim() == 1 and key.endswith("weight")
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if is_norm else 0.0))
-    return model
+    return randomised(AutoModelForCausalLM.from_config(config, attn_implementation="eager"), std=0.2)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-def saved(name: str, folder: Path) -> str:
-    path = folder / name.replace(" ", "-").replace(",", "")
-    if not path.exists():
-        reference(name).save_pretrained(path)
-    return str(path)
+def kept(name: str, models: Path) -> str:
+    """The checkpoint of a model, saved once."""
+    return saved(reference(name), models, name)
 
 
 def every_model() -> pytest.MarkDecorator:
@@ -192,9 +179,9 @@ def placed(**changes: Any) -> Policy:
 
 
 @every_model()
-def test_logits_of_padded_prompts_are_those_of_transformers(name: str, folder: Path) -> None:
-    expected_logits, expected_tokens = theirs("", PROMPTS, 6, model=reference(name))
-    logits, tokens, _ = ours(saved(name, folder), placed(), folder, PROMPTS, 6)
+def test_logits_of_padded_prompts_are_those_of_transformers(name: str, models: Path) -> None:
+    expected_logits, expected_tokens = theirs(reference(name), PROMPTS, 6)
+    logits, tokens, _ = ours(kept(name, models), placed(), models, PROMPTS, 6)
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
     assert tokens.tolist() == expected_tokens.tolist()
 
@@ -203,10 +190,10 @@ def test_logits_of_padded_prompts_are_those_of_transformers(name: str, folder: P
 @drawn(3)
 @given(policy=policies, prompts=prompt_lists, gen_len=st.integers(1, 5))
 def test_any_policy_gives_the_logits_of_transformers(
-    name: str, folder: Path, policy: Policy, prompts: list[list[int]], gen_len: int
+    name: str, models: Path, policy: Policy, prompts: list[list[int]], gen_len: int
 ) -> None:
-    expected_logits, expected_tokens = theirs("", prompts, gen_len, model=reference(name))
-    logits, tokens, _ = ours(saved(name, folder), policy, folder, prompts, gen_len)
+    expected_logits, expected_tokens = theirs(reference(name), prompts, gen_len)
+    logits, tokens, _ = ours(kept(name, models), policy, models, prompts, gen_len)
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
     assert tokens.tolist() == expected_tokens.tolist()
 
@@ -232,37 +219,37 @@ def dequantised(name: str) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_compressed_weights_are_exactly_the_dequantised_ones(name: str, folder: Path) -> None:
-    expected, _ = theirs("", PROMPTS, 3, model=dequantised(name))
-    logits, _, _ = ours(saved(name, folder), placed(compress_weights=True), folder, PROMPTS, 3)
+def test_compressed_weights_are_exactly_the_dequantised_ones(name: str, models: Path) -> None:
+    expected, _ = theirs(dequantised(name), PROMPTS, 3)
+    logits, _, _ = ours(kept(name, models), placed(compress_weights=True), models, PROMPTS, 3)
     torch.testing.assert_close(logits[:, 0], expected[:, 0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_a_compressed_cache_gives_the_same_wherever_it_lies(name: str, folder: Path) -> None:
+def test_a_compressed_cache_gives_the_same_wherever_it_lies(name: str, models: Path) -> None:
     resident = placed(compress_cache=True, cache=Split(gpu=1, cpu=0, disk=0))
-    expected, expected_tokens, _ = ours(saved(name, folder), resident, folder, PROMPTS, 4)
+    expected, expected_tokens, _ = ours(kept(name, models), resident, models, PROMPTS, 4)
     for cpu_attention in (False, True):
         policy = placed(compress_cache=True, cpu_attention=cpu_attention)
-        logits, tokens, _ = ours(saved(name, folder), policy, folder, PROMPTS, 4)
+        logits, tokens, _ = ours(kept(name, models), policy, models, PROMPTS, 4)
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
         assert tokens.tolist() == expected_tokens.tolist()
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_bfloat16_stays_near_float32(name: str, folder: Path) -> None:
-    expected, _ = theirs("", PROMPTS, 1, model=reference(name))
-    logits, _, _ = ours(saved(name, folder), placed(), folder, PROMPTS, 1, dtype=torch.bfloat16)
+def test_bfloat16_stays_near_float32(name: str, models: Path) -> None:
+    expected, _ = theirs(reference(name), PROMPTS, 1)
+    logits, _, _ = ours(kept(name, models), placed(), models, PROMPTS, 1, dtype=torch.bfloat16)
     error = float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt())
     assert error < 0.06
 
 
 @pytest.mark.parametrize("name", ["bloom", "codegen", "glm4", "qwen3"])
-def test_the_engine_searches_a_policy_and_generates(name: str, folder: Path) -> None:
-    _, expected = theirs("", PROMPTS, 4, model=reference(name))
+def test_the_engine_searches_a_policy_and_generates(name: str, models: Path) -> None:
+    _, expected = theirs(reference(name), PROMPTS, 4)
     params = SamplingParams(max_new_tokens=4, ignore_eos=True)
-    memory = {"gpu_memory": "64MiB", "cpu_memory": "64MiB", "offload_dir": str(folder)}
-    with LLM(saved(name, folder), dtype="float32", hardware=Hardware.from_catalog("cpu-laptop"), **memory) as llm:
+    memory = {"gpu_memory": "64MiB", "cpu_memory": "64MiB", "offload_dir": str(models)}
+    with LLM(kept(name, models), dtype="float32", hardware=Hardware.from_catalog("cpu-laptop"), **memory) as llm:
         found = [list(completion.token_ids) for completion in llm.generate(PROMPTS, params)]
     assert found == expected.tolist()
 
@@ -270,10 +257,10 @@ def test_the_engine_searches_a_policy_and_generates(name: str, folder: Path) -> 
 # ------------------------------------------------------------------ what checkpoints and configs look like
 
 
-def rewritten(name: str, folder: Path, label: str, rename: Any) -> str:
+def rewritten(name: str, models: Path, label: str, rename: Any) -> str:
     """A copy of a saved model whose keys are renamed."""
-    path = folder / f"{label}-{name}"
-    shutil.copytree(saved(name, folder), path)
+    path = models / f"{label}-{name}"
+    shutil.copytree(kept(name, models), path)
     tensors = load_file(path / "model.safetensors")
     save_file({rename(key): value for key, value in tensors.items()}, path / "model.safetensors")
     return str(path)
@@ -289,22 +276,22 @@ def rewritten(name: str, folder: Path, label: str, rename: Any) -> str:
         ("llama", "model.", ""),
     ],
 )
-def test_other_names_of_the_same_tensors(name: str, old: str, new: str, folder: Path) -> None:
-    model = rewritten(name, folder, f"from-{old}to-{new}", lambda key: key.replace(old, new))
-    expected, _, _ = ours(saved(name, folder), placed(), folder, PROMPTS, 2)
-    logits, _, _ = ours(model, placed(), folder, PROMPTS, 2)
+def test_other_names_of_the_same_tensors(name: str, old: str, new: str, models: Path) -> None:
+    model = rewritten(name, models, f"from-{old}to-{new}", lambda key: key.replace(old, new))
+    expected, _, _ = ours(kept(name, models), placed(), models, PROMPTS, 2)
+    logits, _, _ = ours(model, placed(), models, PROMPTS, 2)
     assert torch.equal(logits, expected)
 
 
-def test_a_fused_matrix_of_another_shape_is_named(folder: Path) -> None:
-    path = folder / "misshapen"
-    shutil.copytree(saved("bloom", folder), path)
+def test_a_fused_matrix_of_another_shape_is_named(models: Path) -> None:
+    path = models / "misshapen"
+    shutil.copytree(kept("bloom", models), path)
     tensors = load_file(path / "model.safetensors")
     key = "transformer.h.1.self_attention.query_key_value.weight"
     tensors[key] = tensors[key][:-1].clone()
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(InputError, match=r"query_key_value.weight' has shape \[191, 64\]: .* \[192, 64\] is expected"):
-        ours(str(path), placed(), folder, PROMPTS, 1)
+        ours(str(path), placed(), models, PROMPTS, 1)
 
 
 WIDE = {"hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 2, "max_position_embeddings": 131072}
@@ -393,11 +380,11 @@ def test_bytes_of_weights_on_each_tier_are_those_of_the_planner(name: str, compr
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_bytes_of_a_run_are_those_of_the_planner(name: str, folder: Path) -> None:
+def test_bytes_of_a_run_are_those_of_the_planner(name: str, models: Path) -> None:
     """In fp32, twice the planner's 16 bits; the cache's share is honoured to one row."""
     prompts, gen_len, policy = [[5, 9, 3, 8]] * 4, 3, placed()
-    with engine(saved(name, folder), policy, folder) as (weights, movers):
-        options = {"weights": weights, "policy": policy, "movers": movers, "directory": folder}
+    with engine(kept(name, models), policy, models) as (weights, movers):
+        options = {"weights": weights, "policy": policy, "movers": movers, "directory": models}
         with BlockRun(batches_of(prompts, 4), gen_len=gen_len, **options) as run:
             spec = weights.architecture.spec
             planned = 2 * spec.num_layers * spec.kv_bytes_per_token(compressed=False) * (4 + gen_len) * len(prompts)

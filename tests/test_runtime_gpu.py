@@ -5,19 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from test_runtime_execute import (
-    LAYOUTS,
-    VOCABULARY,
-    Policy,
-    batches_of,
-    policies,
-    prompt_lists,
-    relative_rmse,
-    saved,
-    theirs,
-)
+from test_runtime_execute import LAYOUTS, kept, reference
 
-from costmodel.policy import Split
+from costmodel.policy import Policy, Split
 from costmodel.units import GiB
 from runtime import LLM, SamplingParams
 from runtime.execute import BlockRun
@@ -25,6 +15,7 @@ from runtime.image import open_image
 from runtime.movers import Movers
 from runtime.timeline import Timeline
 from runtime.weights import Weights
+from tests.runs import VOCABULARY, batches_of, policies, prompt_lists, relative_rmse, theirs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,11 +24,6 @@ pytestmark = [
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}
 """Relative error of logits against transformers in fp32 on a CPU: what 10 and 7 bits leave after a few layers."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
 
 
 def on_cuda(model: str, policy: Policy, directory: Path, prompts: list[list[int]], dtype: torch.dtype) -> torch.Tensor:
@@ -65,18 +51,18 @@ def on_cuda(model: str, policy: Policy, directory: Path, prompts: list[list[int]
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(policy=policies, prompts=prompt_lists)
 def test_any_policy_gives_the_logits_of_transformers(
-    layout: str, dtype: torch.dtype, folder: Path, policy: Policy, prompts: list[list[int]]
+    layout: str, dtype: torch.dtype, models: Path, policy: Policy, prompts: list[list[int]]
 ) -> None:
-    expected, _ = theirs(layout, prompts, 1)
-    logits = on_cuda(saved(layout, folder), policy, folder, prompts, dtype)
+    expected, _ = theirs(reference(layout), prompts, 1)
+    logits = on_cuda(kept(layout, models), policy, models, prompts, dtype)
     assert relative_rmse(logits, expected[:, 0]) < TOLERANCE[dtype]
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(policy=policies, prompts=prompt_lists)
-def test_4_bit_storage_runs_under_any_policy(folder: Path, policy: Policy, prompts: list[list[int]]) -> None:
+def test_4_bit_storage_runs_under_any_policy(models: Path, policy: Policy, prompts: list[list[int]]) -> None:
     packed = policy.replace(compress_weights=True, compress_cache=True)
-    logits = on_cuda(saved("pre-norm", folder), packed, folder, prompts, torch.float16)
+    logits = on_cuda(kept("pre-norm", models), packed, models, prompts, torch.float16)
     assert bool(logits.isfinite().all())
 
 

@@ -17,6 +17,7 @@ from runtime.layers import (
     Norm,
     Norms,
 )
+from tests.checkpoints import randomised
 
 VOCABULARY = 97
 NEW_TOKENS = 4
@@ -40,11 +41,7 @@ def opt(dtype: torch.dtype = torch.float32, **changes) -> OPTForCausalLM:
         max_position_embeddings=40,
         **{"word_embed_proj_dim": settings["hidden_size"], **settings},
     )
-    model = OPTForCausalLM(config).eval()
-    for name, parameter in model.named_parameters():  # biases and norms start as 0 and 1, which hides mistakes
-        with torch.no_grad():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if "norm.weight" in name else 0.0))
-    return model.to(dtype)
+    return randomised(OPTForCausalLM(config), std=0.2).to(dtype)
 
 
 class Model:

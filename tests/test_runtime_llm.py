@@ -15,6 +15,7 @@ from costmodel.policy import Policy, Split
 from costmodel.units import GiB
 from costmodel.workload import Workload
 from runtime import LLM, SamplingParams, environment
+from tests.checkpoints import randomised
 
 VOCABULARY = 203
 ON_GPU = Split(gpu=1, cpu=0, disk=0)
@@ -45,11 +46,7 @@ def reference() -> OPTForCausalLM:
         max_position_embeddings=64,
         eos_token_id=0,
     )
-    model = OPTForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
+    return randomised(OPTForCausalLM(config), std=0.2)
 
 
 @pytest.fixture(scope="module")
