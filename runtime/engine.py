@@ -9,6 +9,7 @@ from costmodel.policy import Policy
 from costmodel.workload import Workload
 from runtime.sampling import SamplingParams
 from runtime.sequences import Completion
+from runtime.tokens import Reader
 
 if TYPE_CHECKING:
     from runtime.plan import Plan
@@ -19,26 +20,11 @@ Load = Callable[..., AbstractContextManager["Engine"]]
 """Makes an engine from a command's flags: :func:`runtime.engine_flags.load_engine`, or a test's own."""
 
 
-class Engine(Protocol):
-    """A model that is ready to generate.
-
-    ``max_positions`` is the most tokens of prompt and completion together, if there is such a limit.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def tokenizer(self) -> Any | None: ...
+class Engine(Reader, Protocol):
+    """A model that is ready to generate."""
 
     @property
     def policy(self) -> Policy: ...
-
-    @property
-    def max_positions(self) -> int | None: ...
-
-    @property
-    def vocab_size(self) -> int: ...
 
     @property
     def measurement(self) -> Measurement | None:

@@ -25,12 +25,17 @@ class Pending(ABC):
 
 
 def drain(*groups: dict[Any, list[Pending]]) -> None:
-    """Block until whatever is on its way has arrived, and forget it."""
+    """Block until whatever is on its way has arrived, and forget it; only then is the first error raised."""
+    errors: list[Exception] = []
     for group in groups:
-        for pendings in group.values():
-            for pending in pendings:
+        for pending in (one for pendings in group.values() for one in pendings):
+            try:
                 pending.synchronize()
+            except Exception as error:
+                errors.append(error)
         group.clear()
+    if errors:
+        raise errors[0]
 
 
 class Arrived(Pending):

@@ -38,7 +38,10 @@ def special_tokens(config: Mapping[str, Any], folder: Path | None) -> tuple[froz
 
 
 class Reader(Protocol):
-    """What decides whether a model can take a prompt."""
+    """What decides whether a model can take a prompt.
+
+    ``max_positions`` is the most tokens of prompt and completion together, if there is such a limit.
+    """
 
     @property
     def name(self) -> str: ...

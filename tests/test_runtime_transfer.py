@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from costmodel.errors import InputError
 from runtime import tiers
-from runtime.pending import Pending
+from runtime.pending import OnThreads, Pending, drain
 from runtime.transfer import PART_BYTES, Copier
 
 CPU = torch.device("cpu")
@@ -136,6 +137,24 @@ def test_a_copy_begins_after_what_it_depends_on() -> None:
         assert copier.mark().done()
         copier.copy(torch.zeros(1), torch.ones(1), after=(before, copier.mark())).wait()
     assert before.waited
+
+
+def test_what_is_under_way_is_waited_for_to_the_end_before_an_error_is_raised() -> None:
+    gate, arrived = threading.Event(), []
+
+    def fail() -> None:
+        raise OSError("broken")
+
+    def late() -> None:
+        gate.wait(10)
+        arrived.append("late")
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = ({1: [OnThreads([pool.submit(work)])]} for work in (fail, late))
+        threading.Timer(0.05, gate.set).start()
+        with pytest.raises(OSError, match="broken"):
+            drain(first, second)
+        assert (arrived, first, second) == (["late"], {}, {})
 
 
 def test_close_ends_the_threads() -> None:
