@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from costmodel import families, model_source, records
+from costmodel import config_reader, families, model_source, records
 from costmodel.errors import InputError
 
 BYTES_PER_VALUE = 2  # fp16 and bf16
@@ -185,7 +185,7 @@ class ModelSpec:
         Raises :class:`InputError` for a config that is not of a supported decoder-only family.
         """
         place = f"model {name!r}" if where is None else where
-        reading = families.read(config, where=place)
+        reading = config_reader.read(config, where=place)
         violation = _violation(reading.shape, called=reading.called)
         if violation is not None:
             raise InputError(f"{place}: {violation}")

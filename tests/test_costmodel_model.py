@@ -424,7 +424,12 @@ def test_counts_equal_transformers_for_any_shape(model_type: str) -> None:
 
 
 GPT_SHAPE: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4}
-LLAMA_SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": None}
+LLAMA_SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": None,
+}
 CACHED: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "codegen": GPT_SHAPE | {"rotary_dim": 4},
