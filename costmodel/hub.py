@@ -37,8 +37,7 @@ def explained(name: str, *, instead: str) -> Iterator[None]:
     """Turn whatever the hub's client raises into one :class:`InputError`: what to check, or ``instead`` of it."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise InputError(
-            f"model {name!r}: the hub is reached by the package huggingface_hub: pip install huggingface-hub; "
-            f"{instead}"
+            f"model {name!r}: the hub is reached by the package huggingface_hub: pip install huggingface-hub; {instead}"
         )
     try:
         yield

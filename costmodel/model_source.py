@@ -111,7 +111,7 @@ def kind_of(path: Path) -> Literal["folder", "file", "nothing"]:
 def _from_hub(name: str) -> Source:
     likely = records.closest(name, [hub_id for entry in entries().values() for hub_id in entry.hub_ids], cutoff=0.8)
     known = "" if likely is None else f"; the catalogue has {likely!r}"
-    file = hub.config_file(name, instead=f"the path of a config.json works as well{known}")
+    file = hub.config_file(name, instead=f"the path of a config.json works as well, but that is none{known}")
     config = records.read_json(file)
     return Source(name=name.partition("/")[2], config=config, where=f"config.json of {name}", hub_id=name)
 

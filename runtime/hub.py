@@ -5,7 +5,7 @@ from pathlib import Path
 from costmodel import hub, records
 from runtime import families
 
-_INSTEAD = "a local folder works as well"
+_INSTEAD = "a local folder works as well, but that is none"
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 _BIN = ("pytorch_model.bin", "pytorch_model-*.bin")
