@@ -1,19 +1,17 @@
 """ModelSpec: the shape of a decoder-only transformer, in parameters, bytes and FLOPs.
 
-Read from a Hugging Face ``config.json``: the catalogue's OPT sizes by name, any other file by path.
+Read from a Hugging Face ``config.json``; :mod:`costmodel.model_source` says which one a name stands for.
 Counts equal those of the transformers models, parameter by parameter.
 """
 
+import copy
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from costmodel import families, records
+from costmodel import config_reader, families, model_source, records
 from costmodel.errors import InputError
 
 BYTES_PER_VALUE = 2  # fp16 and bf16
@@ -187,7 +185,7 @@ class ModelSpec:
         Raises :class:`InputError` for a config that is not of a supported decoder-only family.
         """
         place = f"model {name!r}" if where is None else where
-        reading = families.read(config, where=place)
+        reading = config_reader.read(config, where=place)
         violation = _violation(reading.shape, called=reading.called)
         if violation is not None:
             raise InputError(f"{place}: {violation}")
@@ -196,33 +194,26 @@ class ModelSpec:
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "ModelSpec":
         """Read a ``config.json``, or the one in a folder; the model takes the folder's name."""
-        file = Path(path) / "config.json" if _kind(Path(path)) == "folder" else Path(path)
-        folder = file.parent if file.parent.name not in ("", "..") else file.parent.resolve()
-        name = folder.name if file.name == "config.json" else file.stem
-        return cls.from_config(records.read_json(file), name=name or "model", where=str(file))
+        return cls._from_source(model_source.from_file(path))
 
     @classmethod
     def from_catalog(cls, name: str) -> "ModelSpec":
-        """Load a catalogue model: ``"opt-30b"``, in any case, also as ``"facebook/opt-30b"``."""
-        return _from_catalog(_known_key(name))
+        """Load a catalogue model, ``"opt-30b"`` in any case, also by its id on the hub: ``"facebook/opt-30b"``."""
+        return cls._from_source(model_source.from_catalog(name))
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> "ModelSpec":
-        """Load a catalogue model by name, else a local ``config.json`` (or its folder) by path.
+        """Load a catalogue model by name or hub id, a local ``config.json`` (or its folder), or any id of the hub.
 
         A bare name is looked up in the catalogue first (write ``./opt-30b`` for a folder of that
-        name); text with a slash is a path first, if there is something at that path.
+        name); text with a slash is a path first, if there is something at that path. Of a model on the hub that
+        the catalogue does not have, ``config.json`` is fetched (or taken from the client's cache), nothing else.
         """
-        text = os.fspath(name_or_path)
-        exists = text != "" and _kind(Path(text)) != "nothing"
-        is_path = exists and (not isinstance(name_or_path, str) or Path(text).name != text)
-        if not is_path and _catalog_key(text) in catalog_names():
-            return cls.from_catalog(text)
-        if exists:
-            return cls.from_file(text)
-        unknown = records.nearest(_catalog_key(text) or text, catalog_names(), what="model")
-        there = f"{text[:60]!r} is none" if text else "none is given"
-        raise InputError(f"{unknown}; the path of a config.json, or of its folder, works too, but {there}")
+        return cls._from_source(model_source.find(name_or_path))
+
+    @classmethod
+    def _from_source(cls, source: model_source.Source) -> "ModelSpec":
+        return cls.from_config(source.config, name=source.name, where=source.where)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready data; ``records.from_dict`` reads them back."""
@@ -264,47 +255,12 @@ def _violation(shape: Mapping[str, Any], *, called: Mapping[str, str]) -> str | 
     return None
 
 
-def _kind(path: Path) -> Literal["folder", "file", "nothing"]:
-    try:
-        if path.is_dir():
-            return "folder"
-        return "file" if path.exists() else "nothing"
-    except (OSError, ValueError):  # text that no file system takes for a path, such as a very long one
-        return "nothing"
-
-
-def _catalog_key(name: str) -> str:
-    """The catalogue's spelling of a name: lower case, without an organisation (``facebook/``)."""
-    match = re.fullmatch(r"(?:[a-z0-9][\w.-]*/)?([^/]+)", name.strip(), re.IGNORECASE)
-    return match[1].lower() if match else ""
-
-
-def _known_key(name: str) -> str:
-    key = _catalog_key(name)
-    if key not in catalog_names():
-        raise records.nearest(key or name, catalog_names(), what="model")
-    return key
-
-
 @cache
 def catalog_names() -> tuple[str, ...]:
     """Names of the models in the catalogue, smallest first."""
-    folder = resources.files("costmodel.catalog") / "models"
-    names = [item.name.removesuffix(".json") for item in folder.iterdir() if item.name.endswith(".json")]
-    return tuple(sorted(names, key=lambda name: _from_catalog(name).total_params))
+    return tuple(sorted(model_source.entries(), key=lambda name: ModelSpec.from_catalog(name).total_params))
 
 
 def catalog_config(name: str) -> dict[str, Any]:
     """A catalogue model's ``config.json`` fields, as transformers' configuration class takes them."""
-    return _read_catalog(_known_key(name))
-
-
-def _read_catalog(key: str) -> dict[str, Any]:
-    text = (resources.files("costmodel.catalog") / "models" / f"{key}.json").read_text(encoding="utf-8")
-    data: dict[str, Any] = records.parse_json(text, where=f"catalogue {key}.json")
-    return {field: value for field, value in data.items() if field != "_source"}
-
-
-@cache
-def _from_catalog(key: str) -> ModelSpec:
-    return ModelSpec.from_config(_read_catalog(key), name=key, where=f"catalogue {key}.json")
+    return copy.deepcopy(dict(model_source.from_catalog(name).config))

@@ -156,6 +156,13 @@ def _umask() -> int:
 def nearest(name: str, known: Iterable[str], *, what: str) -> InputError:
     """An error for an unknown name that suggests the closest known one."""
     names = sorted(known)
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    likely = closest(name, names)
+    hint = "" if likely is None else f"did you mean {likely!r}? "
     return InputError(f"unknown {what} {name!r}: {hint}known: {', '.join(names)}")
+
+
+def closest(name: str, known: Iterable[str], *, cutoff: float = 0.4) -> str | None:
+    """The known name that is spelled most alike, in any case; None if none is alike by ``cutoff``, in [0, 1]."""
+    by_spelling = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), by_spelling, n=1, cutoff=cutoff)
+    return by_spelling[close[0]] if close else None

@@ -5,7 +5,7 @@ Every unit is placed by the same split. Tensors have the names of the fields tha
 :mod:`runtime.layers` (``query.weight``, ``mlp_norms.before.bias``), whatever the family calls them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +65,14 @@ class Architecture:
     def window(self, layer: int) -> int | None:
         """How many tokens a layer's attention reaches back, the newest included; None: all."""
         return self.windows[layer] if self.windows else None
+
+    def tensors(self) -> Iterator[tuple[TensorSpec, int | None]]:
+        """Every tensor of the model, in the order of its units, and its layer (None outside the layers)."""
+        outside = (self.table, *([] if self.positions is None else [self.positions]), *self.embedding)
+        yield from ((tensor, None) for tensor in outside)
+        for layer in range(self.spec.num_layers):
+            yield from ((tensor, layer) for tensor in self.layer)
+        yield from ((tensor, None) for tensor in self.head)
 
     @property
     def tied_head(self) -> bool:

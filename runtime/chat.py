@@ -101,8 +101,14 @@ class _Chat:
         self._talk: Conversation = Conversation(
             tokenizer=engine.tokenizer, max_positions=engine.max_positions, system=system
         )
+        try:
+            self._talk.check_system()
+        except InputError as error:
+            raise InputError(
+                f"--system cannot take effect: {error} (leave it out, and say it in the first message)"
+            ) from None
         stop = (*params.stop, PLAIN_STOP) if self._talk.plain else params.stop
-        self._params = dataclasses.replace(params, stop=stop)
+        self._params = dataclasses.replace(params, stop=stop, stop_token_ids=self._talk.end_of_turn)
         self._answers = 0
         self._saved: set[Path] = set()
         self._watched = sys.stdin.isatty() and sys.stdout.isatty()

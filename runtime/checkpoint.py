@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from costmodel import records
+from costmodel import model_source, records
 from costmodel.errors import InputError
+from runtime import families
 from runtime.architecture import Architecture, TensorSpec
 from runtime.disk import DiskPool
 from runtime.hub import download
@@ -136,12 +137,27 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
-    """Open a local folder, or the model of that name on the Hugging Face hub (downloaded unless it is cached).
+    """Open a local folder, or a model of the Hugging Face hub (downloaded unless it is cached), if it can be run.
 
-    Raises :class:`CheckpointError` for a checkpoint that is incomplete or damaged, and
-    :class:`~costmodel.errors.InputError` where there is none.
+    ``model`` is the folder, an id of the hub, or a name of the catalogue, which stands for the first of its ids.
+    Every tensor that the config asks for is there, in its shape, when this returns; none has been read. Raises
+    :class:`CheckpointError` for a checkpoint that is incomplete, damaged or not what its config says, and
+    :class:`~costmodel.errors.InputError` where there is none, or one of a family that cannot be run.
     """
-    text = os.fspath(model)
+    checkpoint = _opened(os.fspath(model))
+    try:
+        found = families.architecture(
+            checkpoint.config, name=checkpoint.name, where=str(checkpoint.folder / "config.json")
+        )
+        for spec, layer in found.tensors():
+            check_tensor(checkpoint, found, spec, layer)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint
+
+
+def _opened(text: str) -> Checkpoint:
     try:
         folder = Path(text).expanduser()
         is_folder, exists = text != "" and folder.is_dir(), text != "" and folder.exists()
@@ -151,9 +167,11 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
         return Checkpoint(folder, name=folder.resolve().name or "model")
     if exists:
         raise InputError(f"{text}: is a file: give the folder that holds config.json and the weights")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text):
+    known = model_source.in_catalog(text)
+    hub_id = text if known is None or known.hub_id is None else known.hub_id
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", hub_id):
         raise InputError(f"model {text!r}: there is no such folder, and it is no name of a model on the hub either")
-    return Checkpoint(download(text), name=text.rpartition("/")[2])
+    return Checkpoint(download(hub_id), name=hub_id.rpartition("/")[2])
 
 
 def find_key(checkpoint: Checkpoint, architecture: Architecture, spec: TensorSpec, layer: int | None) -> str:

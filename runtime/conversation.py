@@ -7,7 +7,7 @@ from typing import Any
 
 from costmodel import records
 from costmodel.errors import InputError
-from runtime.requests import has_chat_template
+from runtime.chat_template import end_of_turn, has_chat_template, rendered
 
 PLAIN_STOP = "\nUser:"
 """Where the answer of a base model ends: it would go on with the user's part."""
@@ -48,6 +48,16 @@ class Conversation:
     def plain(self) -> bool:
         """Whether the model is a base model, without a chat template."""
         return not has_chat_template(self.tokenizer)
+
+    @property
+    def end_of_turn(self) -> tuple[int, ...]:
+        """Tokens that end an answer besides the model's own end of sequence."""
+        return end_of_turn(self.tokenizer)
+
+    def check_system(self) -> None:
+        """Raise :class:`InputError` for a system message that the chat template refuses or leaves out."""
+        if self.system is not None and not self.plain:
+            rendered(self.tokenizer, [*self.messages(len(self.turns)), {"role": "user", "content": "?"}])
 
     def ask(self, text: str, *, max_new_tokens: int) -> Prompt:
         """Add what the user says; the prompt for the answer.
@@ -108,19 +118,10 @@ class Conversation:
 
     def _tokens(self) -> tuple[int, ...]:
         try:
-            text = self._transcript() if self.plain else self._templated()
+            text = self._transcript() if self.plain else rendered(self.tokenizer, self.messages(self.first))
             return tuple(self.tokenizer(text, add_special_tokens=self.plain, verbose=False)["input_ids"])
         except (TypeError, UnicodeError) as error:
             raise InputError(f"this message is no valid text: {error}") from None
-
-    def _templated(self) -> str:
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                self.messages(self.first), tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # a template is a program, which says in its own ways what it does not take
-            raise InputError(f"the model's chat template refuses: {error}") from None
-        return text
 
     def _transcript(self) -> str:
         system = "" if self.system is None else f"{self.system}\n\n"

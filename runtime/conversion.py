@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from runtime.architecture import Architecture, TensorSpec
-from runtime.checkpoint import Checkpoint, check_tensor, row_chunks
+from runtime.checkpoint import Checkpoint, row_chunks
 from runtime.disk import DiskFile, DiskPool
 from runtime.layout import GROUP_SIZE, ImageLayout, UnitLayout, parameter_dtype
 from runtime.pending import Arrived, Pending
@@ -79,12 +79,6 @@ def image_tensors(
         layer = int(name.removeprefix("layers.")) if name.startswith("layers.") else None
         for tensor in plain[name] if layer is None else architecture.layer:
             yield name, unit, tensor, layer
-
-
-def check(checkpoint: Checkpoint, architecture: Architecture, layout: ImageLayout) -> None:
-    """Raise :class:`~runtime.checkpoint.CheckpointError` for what is missing or misshapen, before any work is done."""
-    for _, _, tensor, layer in image_tensors(architecture, layout):
-        check_tensor(checkpoint, architecture, tensor, layer)
 
 
 def convert(checkpoint: Checkpoint, architecture: Architecture, layout: ImageLayout, writer: ImageWriter) -> None:

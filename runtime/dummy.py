@@ -5,16 +5,16 @@ period that is prime, so that no two rows of a matrix are equal; which ones a te
 only, so that models of the same shape in two types differ by rounding alone.
 """
 
+import copy
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from costmodel import records
+from costmodel import model_source
 from costmodel.errors import InputError
-from costmodel.model import ModelSpec, catalog_config, catalog_names
+from runtime import families
 from runtime.architecture import Architecture
 from runtime.conversion import ImageWriter, image_tensors
 from runtime.layout import Field, ImageLayout, values_of
@@ -36,20 +36,16 @@ STEP = DEVIATION / 4.609772
 
 
 def dummy_config(model: str) -> tuple[str, dict[str, Any]]:
-    """Name and config of ``dummy:NAME``, a model of the catalogue, or ``dummy:PATH``, a ``config.json`` or its folder.
+    """Name and config of ``dummy:NAME``, where NAME is whatever :meth:`~costmodel.model.ModelSpec.load` takes.
 
-    Raises :class:`~costmodel.errors.InputError` if there is neither.
+    Raises :class:`~costmodel.errors.InputError` if there is no such model, or it cannot be run.
     """
-    text = model.removeprefix(PREFIX)
     try:
-        name = ModelSpec.load(text).name  # which of the two it is, and every complaint about it
-        path = Path(text)
-        if name in catalog_names() and not (path.exists() and path.name != text):
-            return name, catalog_config(name)
-        config = records.read_json(path / "config.json" if path.is_dir() else path)
+        source = model_source.find(model.removeprefix(PREFIX))
+        families.architecture(source.config, name=source.name, where=source.where)
     except InputError as error:
         raise InputError(f"model {model!r}: {error}") from None
-    return name, dict(config)
+    return source.name, copy.deepcopy(source.config)
 
 
 def write_dummy(architecture: Architecture, layout: ImageLayout, writer: ImageWriter) -> None:

@@ -48,7 +48,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 def add_model(group: argparse._ArgumentGroup, *, default: str | None) -> None:
     """Which model; it must be named where there is no ``default``."""
-    told = "a local folder or a name on the Hugging Face hub; dummy:opt-6.7b makes random weights"
+    told = (
+        "a local folder, an id of the Hugging Face hub or a name of the catalogue; dummy:opt-6.7b makes random weights"
+    )
     text = told if default is None else f"{told} (default: {default})"
     group.add_argument("--model", metavar="MODEL", required=default is None, default=default, help=text)
 

@@ -64,12 +64,10 @@ def from_checkpoint(
 ) -> ImageSource:
     """A checkpoint, which must stay open until the image is written, and whose files must stay as they are.
 
-    ``memory`` is where :func:`runtime.content.hashes` remembers. Raises
-    :class:`~runtime.checkpoint.CheckpointError` if a tensor is missing or misshapen.
+    ``memory`` is where :func:`runtime.content.hashes` remembers. Opening the checkpoint has checked its tensors.
     """
     found = architecture(checkpoint.config, name=checkpoint.name, where=str(checkpoint.folder / "config.json"))
     layout = image_layout(found, dtype=dtype, compressed=compressed)
-    conversion.check(checkpoint, found, layout)  # before minutes of hashing
     marks = {path: content.mark(path) for path in checkpoint.files}
     digests = content.hashes(checkpoint.files, memory=memory, progress=progress)
 

@@ -4,13 +4,16 @@ What cannot be answered becomes a :class:`Refusal`, which is an answer too: one 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from costmodel.errors import InputError
+from runtime.chat_template import end_of_turn, has_chat_template, rendered
 from runtime.job_source import Line
 from runtime.sampling import SamplingParams
 from runtime.sequences import Completion
@@ -130,6 +133,10 @@ class Reader:
         with contextlib.suppress(_RequestError):
             self._custom_id(_object(line.content))
 
+    @cached_property
+    def _end_of_turn(self) -> tuple[int, ...]:
+        return end_of_turn(self.tokenizer)
+
     def _custom_id(self, data: Mapping[str, Any]) -> str:
         custom_id = data.get("custom_id")
         if not isinstance(custom_id, str) or not custom_id:
@@ -152,6 +159,8 @@ class Reader:
         _check_fields(body, url)
         prompt = self._prompt(body) if url == COMPLETIONS else self._chat(body)
         params = self._params(body, len(prompt))
+        if url == CHAT:
+            params = dataclasses.replace(params, stop_token_ids=self._end_of_turn)
         key = line.number if body.get("seed") is None else 0
         return Request(line=line, custom_id=custom_id, url=url, prompt=prompt, params=params, key=key)
 
@@ -183,9 +192,9 @@ class Reader:
                 f"the model is a base model, its tokenizer has no chat template: use {COMPLETIONS} with a prompt",
             )
         try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template is a program, which says in its own ways what it does not take
-            raise _RequestError("invalid_messages", f"the model's chat template refuses: {error}") from None
+            text = rendered(self.tokenizer, turns)
+        except InputError as error:
+            raise _RequestError("invalid_messages", str(error)) from None
         return self._tokens(text, special=False)
 
     def _tokens(self, text: str, *, special: bool) -> tuple[int, ...]:
@@ -224,11 +233,6 @@ class Reader:
                 f"{prompt_tokens + params.max_new_tokens}: the model has {self.max_positions} positions",
             )
         return params
-
-
-def has_chat_template(tokenizer: Any) -> bool:
-    """Whether messages can be turned into a prompt as the model was trained on."""
-    return getattr(tokenizer, "chat_template", None) is not None
 
 
 def line_of(record: Mapping[str, Any]) -> bytes:

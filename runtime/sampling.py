@@ -25,8 +25,8 @@ class SamplingParams:
     """How one prompt is continued.
 
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 leave all tokens. Without ``seed`` every run differs.
-    A sequence ends at an end-of-sequence token (unless ``ignore_eos``), before the first of the strings ``stop``,
-    or after ``max_new_tokens``.
+    A sequence ends at an end-of-sequence token of the model or one of ``stop_token_ids`` (unless ``ignore_eos``),
+    before the first of the strings ``stop``, or after ``max_new_tokens``.
     """
 
     max_new_tokens: int = 32
@@ -35,6 +35,7 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -49,6 +50,10 @@ class SamplingParams:
         if self.seed is not None:
             _whole("seed", self.seed, least=-_MOST_SEED, most=_MOST_SEED - 1)
         _strings("stop", self.stop)
+        if not isinstance(self.stop_token_ids, tuple):
+            raise InputError(f"stop_token_ids is {self.stop_token_ids!r}: a tuple of token ids is expected")
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token, least=0)
         if not isinstance(self.ignore_eos, bool):
             raise InputError(f"ignore_eos is {self.ignore_eos!r}: true or false is expected")
 

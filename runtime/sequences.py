@@ -90,7 +90,7 @@ class _Sequence:
         if params.stop and tokenizer is None:
             raise InputError(f"stop is {list(params.stop)}: stop strings need a tokenizer, which this model lacks")
         self._params = params
-        self._eos_token_ids = frozenset[int]() if params.ignore_eos else eos_token_ids
+        self._end_token_ids = frozenset[int]() if params.ignore_eos else eos_token_ids.union(params.stop_token_ids)
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, prompt)
         self._stops = StopStrings(params.stop)
         self._decode_now = stream or bool(params.stop)
@@ -104,7 +104,7 @@ class _Sequence:
     def add(self, token: int) -> str | None:
         if self.done:
             return None if self._detokenizer is None else ""
-        if token in self._eos_token_ids:
+        if token in self._end_token_ids:
             self.done, self._reason = True, "stop"
         else:
             self._tokens.append(token)

@@ -1,6 +1,7 @@
 """Random tiny checkpoints for tests, in every form that OPT models have been published in."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -84,3 +85,14 @@ def save(
         index = {"metadata": {"total_size": sum(value.nbytes for value in state.values())}, "weight_map": names}
         (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
     return folder
+
+
+def put_in_cache(cache: Path, folder: Path, name: str) -> Path:
+    """Lay a folder out as the hub's client does; the folder that it then finds."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit
+    shutil.copytree(folder, snapshot)
+    return snapshot

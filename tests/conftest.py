@@ -36,3 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model: "PreTrainedModel") -
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder for the checkpoints and images of a module's tests."""
     return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache and no network; the variables are read when huggingface_hub is imported, so its own are set."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return cache

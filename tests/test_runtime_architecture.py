@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from costmodel.errors import InputError
 from costmodel.model import ModelSpec, catalog_config, catalog_names
-from runtime.architecture import LAYER_MATRICES, Architecture, TensorSpec
+from runtime.architecture import LAYER_MATRICES, TensorSpec
 from runtime.families import architecture
 from runtime.layers import Norm
 
@@ -43,16 +43,10 @@ def transformers_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def all_tensors(found: Architecture) -> list[tuple[TensorSpec, int | None]]:
-    outside = [found.table, *([found.positions] if found.positions else []), *found.embedding, *found.head]
-    layers = [(tensor, layer) for layer in range(found.spec.num_layers) for tensor in found.layer]
-    return [(tensor, None) for tensor in outside] + layers
-
-
 @pytest.mark.parametrize("name", catalog_names())
 def test_tensors_of_the_catalogue_are_those_of_transformers(name: str) -> None:
     config = catalog_config(name)
-    tensors = all_tensors(architecture(config, name=name))
+    tensors = list(architecture(config, name=name).tensors())
     shapes = {tensor.source.format(layer=layer): tensor.stored or tensor.shape for tensor, layer in tensors}
     assert shapes == transformers_shapes(config)
     assert sum(torch.Size(tensor.shape).numel() for tensor, _ in tensors) == ModelSpec.from_catalog(name).total_params
@@ -62,7 +56,7 @@ def test_tensors_of_the_catalogue_are_those_of_transformers(name: str) -> None:
 def test_tensors_of_variants_are_those_of_transformers(variant: str) -> None:
     config = TINY | VARIANTS[variant]
     found = architecture(config, name="tiny")
-    shapes = {tensor.source.format(layer=layer): tensor.shape for tensor, layer in all_tensors(found)}
+    shapes = {tensor.source.format(layer=layer): tensor.shape for tensor, layer in found.tensors()}
     assert shapes == transformers_shapes(config)
     assert found.tied_head == ("untied" not in variant)
 

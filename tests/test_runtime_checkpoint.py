@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,14 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from costmodel.errors import InputError
+from costmodel.model import catalog_config
+from runtime import LLM
 from runtime import checkpoint as checkpoint_module
 from runtime.architecture import Architecture, TensorSpec
 from runtime.checkpoint import Checkpoint, CheckpointError, open_checkpoint, row_chunks, tensor_of
 from runtime.families import architecture
-from tests.checkpoints import AS_350M, Form, random_model, save
+from runtime.weight_files import BinFile, SafetensorsFile
+from tests.checkpoints import AS_350M, Form, put_in_cache, random_model, save
 
 FORMS: tuple[Form, ...] = ("safetensors", "bin", "old bin")
 
@@ -27,20 +29,13 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     return architecture(checkpoint.config, name=checkpoint.name)
 
 
-def tensors(found: Architecture) -> list[tuple[TensorSpec, int | None]]:
-    assert found.positions is not None
-    outside = (found.table, found.positions, *found.embedding, *found.head)
-    inside = [(tensor, layer) for layer in range(found.spec.num_layers) for tensor in found.layer]
-    return [*((tensor, None) for tensor in outside), *inside]
-
-
 def assert_equal(folder: Path, model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> None:
     """Every tensor of the checkpoint is the model's parameter of the key that transformers gives it."""
     parameters = dict(model.named_parameters())
     with open_checkpoint(folder) as checkpoint:
         found = architecture_of(checkpoint)
         seen = set()
-        for spec, layer in tensors(found):
+        for spec, layer in found.tensors():
             key = spec.source.format(layer=layer)
             tensor = tensor_of(checkpoint, found, spec, layer)
             assert tensor.dtype == dtype
@@ -159,7 +154,7 @@ def test_tensors_at_odd_offsets(tmp_path: Path, model: PreTrainedModel) -> None:
 def read_all(folder: Path) -> None:
     with open_checkpoint(folder) as checkpoint:
         found = architecture_of(checkpoint)
-        for spec, layer in tensors(found):
+        for spec, layer in found.tensors():
             tensor_of(checkpoint, found, spec, layer)
 
 
@@ -289,6 +284,24 @@ def test_wrong_shape(tmp_path: Path, model: PreTrainedModel, form: Form) -> None
         read_all(tmp_path)
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_shapes_are_checked_before_anything_is_read_searched_or_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Form, shards: int
+) -> None:
+    """Of the last layer, by an LLM that has not been told any work yet."""
+    folder = save(random_model(ffn_dim=80), tmp_path, form=form, shards=shards)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"ffn_dim": 81}))
+    for reader in (SafetensorsFile, BinFile):
+        for method in ("read", "read_rows"):
+            monkeypatch.setattr(reader, method, lambda *args: pytest.fail("a tensor was read"))
+    monkeypatch.setattr("runtime.llm.machine", lambda *args, **options: pytest.fail("the machine was measured"))
+    told = r"'model.decoder.layers.0.fc1.(bias' has shape \[80\]|weight' has shape \[80, 64\]): by config.json \[81"
+    with pytest.raises(CheckpointError, match=told):
+        LLM(folder, offload_dir=tmp_path, device="cpu")
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.bool])
 def test_types_that_are_no_plain_floats(tmp_path: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
     save(model, tmp_path, dtype=dtype)
@@ -367,26 +380,6 @@ def test_config_that_is_no_object(tmp_path: Path, model: PreTrainedModel) -> Non
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache and no network; the variables are read when huggingface_hub is imported, so its own are set."""
-    cache = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return cache
-
-
-def put_in_cache(cache: Path, folder: Path, name: str) -> Path:
-    """Lay a folder out as the hub's client does."""
-    repository = cache / f"models--{name.replace('/', '--')}"
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    snapshot = repository / "snapshots" / commit
-    shutil.copytree(folder, snapshot)
-    return snapshot
-
-
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_model_in_the_hubs_cache(tmp_path: Path, hub_cache: Path, model: PreTrainedModel, form: Form) -> None:
     snapshot = put_in_cache(hub_cache, save(model, tmp_path / "made", form=form, shards=2), "someone/opt-tiny")
@@ -394,6 +387,34 @@ def test_model_in_the_hubs_cache(tmp_path: Path, hub_cache: Path, model: PreTrai
         assert checkpoint.name == "opt-tiny"
         assert checkpoint.folder == snapshot
     assert_equal(snapshot, model)
+
+
+@pytest.mark.parametrize("name", ["opt-350m", "OPT-350m", "facebook/OPT-350M"])
+def test_a_name_of_the_catalogue_is_its_model_on_the_hub(
+    tmp_path: Path, hub_cache: Path, model: PreTrainedModel, name: str
+) -> None:
+    snapshot = put_in_cache(hub_cache, save(model, tmp_path / "made"), "facebook/opt-350m")
+    with open_checkpoint(name) as checkpoint:
+        assert (checkpoint.name, checkpoint.folder) == ("opt-350m", snapshot)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"model_type": "gemma"}, "models of type 'gemma' can be planned for, but not yet run"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "model_type 'mixtral' is a mixture of experts"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "model_type 'llama' runs the checkpoint's own code"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_its_weights_are_fetched(
+    tmp_path: Path, hub_cache: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], told: str
+) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "config.json").write_text(json.dumps(catalog_config("llama-2-7b") | config))
+    put_in_cache(hub_cache, tmp_path / "made", "someone/else")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: pytest.fail("weights"))
+    with pytest.raises(InputError, match=f"^config.json of someone/else: {told}"):
+        open_checkpoint("someone/else")
 
 
 def test_model_that_is_not_in_the_cache(hub_cache: Path) -> None:

@@ -65,7 +65,7 @@ def add_work(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="NAME|PATH",
         default=DEFAULT_MODEL,
-        help="a model of the catalogue, or a Hugging Face config.json or its folder "
+        help="a model of the catalogue, an id of the Hugging Face hub, or a config.json or its folder "
         "(default: %(default)s; see --list-models)",
     )
     tokens = parsing.whole_number(1, parsing.MOST_TOKENS)
