@@ -169,7 +169,7 @@ def with_row(program: Program, coefficients: Vector, high: float, name: str) -> 
 
 
 def resident_bytes(question: Question, tier: str, width: int) -> Vector:
-    """Coefficients (GB) of everything that lives on one tier; what takes no room still does not lie there for nothing."""
+    """Coefficients (GB) of everything that lives on one tier; nothing lies there for free."""
     peaks = question.formulation.peaks(question.case, unit_amounts())
     fullest = np.zeros(width)
     for peak in peaks:
