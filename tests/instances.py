@@ -151,20 +151,8 @@ def any_link(rng: random.Random, low: float, high: float) -> Link:
     )
 
 
-def any_machine(
-    rng: random.Random, *, gpu_bytes: float, cpu_bytes: float, disk_bytes: float, memory_facts: bool = False
-) -> Hardware:
-    """A machine of these sizes with any rates, any engine and any of the optional numbers.
-
-    ``memory_facts`` draws what an engine says of its own memory as well.
-    """
-    facts: dict[str, Any] = {}
-    if memory_facts:
-        facts = {
-            "prefill_rows": rng.choice([None, 64, 1024]),
-            "expanded": rng.choice(["layer and cache", "matrix", "pieces"]),
-            "buffers": rng.choice(["as needed", "always"]),
-        }
+def any_machine(rng: random.Random, *, gpu_bytes: float, cpu_bytes: float, disk_bytes: float) -> Hardware:
+    """A machine of these sizes with any rates, any engine and any of the optional numbers."""
     return machine(
         gpu_bytes=gpu_bytes,
         cpu_bytes=cpu_bytes,
@@ -191,7 +179,9 @@ def any_machine(
         prefill_logits=rng.choice(["last", "all"]),
         attention_scores=rng.choice(["fused", "stored"]),
         attention_causal_share=rng.choice([0.5, 1.0]),
-        **facts,
+        prefill_rows=rng.choice([None, 64, 1024]),
+        expanded=rng.choice(["layer and cache", "matrix", "pieces"]),
+        buffers=rng.choice(["as needed", "always"]),
     )
 
 

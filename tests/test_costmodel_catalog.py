@@ -224,6 +224,20 @@ def test_the_engine_is_ours(name: str) -> None:
     assert engine.attention_scores == ("stored" if hardware.gpu.kind == "metal" else "fused")
 
 
+@pytest.mark.parametrize("name", [*DATASHEET, *ONE_MEMORY])
+def test_working_memory_is_the_runtimes(name: str) -> None:
+    # PyTorch calls AMD's GPUs "cuda" as well; the runtime does not run on Metal.
+    from runtime.execute import PREFILL_ROWS
+
+    hardware = Hardware.from_catalog(name)
+    engine, device = hardware.engine, {"cuda": "cuda", "rocm": "cuda", "cpu": "cpu"}.get(hardware.gpu.kind)
+    if device is None:
+        assert (engine.prefill_rows, engine.expanded, engine.buffers) == (None, "layer and cache", "as needed")
+    else:
+        assert engine.prefill_rows == PREFILL_ROWS[device] == {"cuda": 8192, "cpu": 1024}[device]
+        assert (engine.expanded, engine.buffers) == ("matrix" if device == "cuda" else "pieces", "always")
+
+
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r"'rtx309'.*did you mean 'rtx3090'"):
         Hardware.from_catalog("rtx309")

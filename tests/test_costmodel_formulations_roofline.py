@@ -483,7 +483,7 @@ PATHS = {"up": "cpu_to_gpu", "down": "gpu_to_cpu", "read": "disk_read", "write":
 @given(rng=RANDOMS)
 def test_any_policy_costs_what_the_text_says(rng: random.Random) -> None:
     model = any_model(rng)
-    hardware = any_machine(rng, gpu_bytes=16e9, cpu_bytes=64e9, disk_bytes=1e12, memory_facts=True)
+    hardware = any_machine(rng, gpu_bytes=16e9, cpu_bytes=64e9, disk_bytes=1e12)
     switches = any_switches(rng, get("roofline"), hardware)
     weights, cache, activations = any_splits(rng)
     policy = Policy(

@@ -11,7 +11,7 @@ import numpy.typing
 
 from costmodel.errors import InputError
 from costmodel.formulations import get
-from costmodel.formulations.base import LINKS, RESOURCES, Case, Formulation, Shape, Stage, Switches, amounts_of
+from costmodel.formulations.base import LINKS, RESOURCES, Case, Formulation, Peak, Shape, Stage, Switches, amounts_of
 from costmodel.hardware import Hardware, Link, Links, Quantity
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy
@@ -154,7 +154,7 @@ def evaluate(
     peaks = formulation.peaks(case, amounts_of(policy))
     limits = limits_of(case.hardware, formulation, usable_fraction)
     peak_bytes = {tier: max(float(p.bytes) for p in peaks if p.tier == tier) for tier in TIERS}
-    violations = tuple(tier for tier in TIERS if peak_bytes[tier] > limits[tier] * (1 + FIT_TOLERANCE) + 1)
+    violations = tuple(overfull(peaks, limits))
     latency_s, prompts = prefill_s + decode_s, case.workload.num_prompts
     blocks = None if prompts is None else math.ceil(prompts / policy.block_size)
     job_s = None if blocks is None else blocks * latency_s
@@ -175,6 +175,13 @@ def evaluate(
         feasible=not violations,
         violations=violations,
     )
+
+
+def overfull(peaks: list[Peak], limits: Mapping[str, float]) -> dict[str, float]:
+    """Bytes beyond the limit on every tier where they are more than the tolerance (a millionth and a byte)."""
+    fullest = {tier: max(float(peak.bytes) for peak in peaks if peak.tier == tier) for tier in TIERS}
+    excess = {tier: fullest[tier] - limits[tier] for tier in TIERS}
+    return {tier: over for tier, over in excess.items() if over > limits[tier] * FIT_TOLERANCE + 1}
 
 
 def block_seconds(

@@ -21,7 +21,7 @@ import numpy as np
 
 from costmodel.hardware import Hardware
 from costmodel.model import ModelSpec
-from costmodel.policy import TIERS, Policy
+from costmodel.policy import TIERS, Policy, Split
 from costmodel.workload import Workload
 
 Tier = Literal["gpu", "cpu", "disk"]
@@ -74,16 +74,20 @@ class Amounts(Generic[L]):
 
 def amounts_of(policy: Policy) -> Amounts[float]:
     """The amounts of one block under ``policy``."""
+    return amounts_at((policy.weights, policy.cache, policy.activations), float(policy.block_size))
 
-    def scaled(kind: str, factor: float) -> PerTier[float]:
-        split = getattr(policy, kind)
+
+def amounts_at(splits: tuple[Split, Split, Split], prompts: float) -> Amounts[float]:
+    """The amounts of one block of these prompts whose weights, cache and activations are split like this."""
+
+    def scaled(split: Split, factor: float) -> PerTier[float]:
         return PerTier(*(getattr(split, tier) * factor for tier in TIERS))
 
-    prompts = float(policy.block_size)
+    weights, cache, activations = splits
     return Amounts(
-        weights=scaled("weights", 1.0),
-        cache=scaled("cache", prompts),
-        activations=scaled("activations", prompts),
+        weights=scaled(weights, 1.0),
+        cache=scaled(cache, prompts),
+        activations=scaled(activations, prompts),
         prompts=prompts,
         blocks=1.0,
     )

@@ -129,15 +129,15 @@ def search(
     programs = certificate.linear_programs
     others: list[tuple[Policy, Estimate]] = []
     remaining = problem
-    chosen = certificate.best.switches
+    chosen = Switches.of(policy)
     while len(others) + 1 < top:
         remaining = replace(remaining, switches=tuple(s for s in remaining.switches if s != chosen))
         found = _certify(remaining, gap) if remaining.switches else None
         if found is None or found.best is None:
             break
         programs += found.linear_programs
-        chosen = found.best.switches
         others.append(_finished(remaining, found.best, fraction))
+        chosen = Switches.of(others[-1][0])
     prices = shadow_prices(problem, certificate.best) if with_prices else ()
     bound = max(certificate.bound, cost.throughput_tok_per_s)
     return SearchResult(

@@ -256,7 +256,7 @@ class _Search:
         return self.throughput_of(solution.seconds_per_prompt) * self.problem.job_share(shape), solution
 
     def throughput_of(self, seconds_per_prompt: float) -> float:
-        return self.problem.workload.gen_len / seconds_per_prompt
+        return self.problem.workload.gen_len / seconds_per_prompt if seconds_per_prompt else math.inf
 
     def push(self, switches: Switches, whole: Shape) -> None:
         """Open a node unless it is empty; a single shape is closed at once.
@@ -286,7 +286,7 @@ class _Search:
         (and may miss the latency limit).
         """
         self.closed_bound = max(self.closed_bound, bound)
-        if self.best is not None and bound <= self.best.throughput:
+        if not solution.fits or (self.best is not None and bound <= self.best.throughput):
             return
         splits = self.problem.splits or solution.splits()
         policy = self.problem.policy(switches, shape, splits)

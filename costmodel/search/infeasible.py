@@ -30,7 +30,7 @@ def fastest_block_s(problem: Problem) -> float | None:
     times = []
     for switches in free.switches:
         solution = solve(free.question(switches, shape, SEGMENTS))
-        if solution is not None:
+        if solution is not None and solution.fits:
             times.append(free.seconds(free.policy(switches, shape, free.splits or solution.splits())))
     return min(times, default=None)
 
@@ -98,7 +98,13 @@ def _smaller_block_fits(problem: Problem) -> bool:
     if problem.gpu_batch_size is None and problem.num_gpu_batches is None:
         return False
     free = replace(problem, gpu_batch_size=None, num_gpu_batches=None)
-    return any(solve(free.question(switches, smallest(free), 1)) is not None for switches in free.switches)
+    return any(_fits(free, switches, smallest(free)) for switches in free.switches)
+
+
+def _fits(problem: Problem, switches: Switches, shape: Shape) -> bool:
+    """True where a batch shape has splits that fit."""
+    solution = solve(problem.question(switches, shape, 1))
+    return solution is not None and solution.fits
 
 
 def _least_capacity(problem: Problem, tier: str) -> float | None:
@@ -122,6 +128,6 @@ def _compression_that_fits(problem: Problem) -> str | None:
             switches = Switches(**values)
             if switches in tried or problem.formulation.refusal(switches, problem.hardware) is not None:
                 continue
-            if solve(problem.question(switches, shape, 1)) is not None:
+            if _fits(problem, switches, shape):
                 return " ".join(f"--{name.replace('_', '-')} on" for name in extra)
     return None

@@ -1,0 +1,141 @@
+"""What overlaps with what: the parts of a pass joined into stages, with their weight loads and hidden states."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from costmodel.formulations.base import LINKS, RESOURCES, Amounts, Case, Linear, PerTier, Resource, Stage, Track, add
+from costmodel.formulations.roofline.seconds import elementwise_s, head_s, matrix_params, products_s
+from costmodel.hardware import Link
+from costmodel.model import BYTES_PER_VALUE
+
+HOST_MEMORY_KINDS = ("cpu", "metal")
+"""Machines whose first tier is host memory."""
+
+
+def stages(
+    case: Case,
+    amounts: Amounts[Any],
+    attention: dict[Resource, Linear],
+    *,
+    tokens: int,
+    logits: int,
+    blocking_load: Linear | None = None,
+) -> list[Stage]:
+    """Join the attention part with the products, the weight loads and the batches' hidden states.
+
+    The engine decides what overlaps: one stage a layer, or attention and MLP in turn. Whichever it is,
+    the weights that a stage loads are those of the next one. ``blocking_load`` are seconds of a cache
+    load that the computation waits for.
+    """
+    model, layers = case.model, float(case.model.num_layers)
+    attention_params, mlp_params = matrix_params(model)
+    hidden, latency = _hidden_traffic(case, amounts, tokens), _latency(case, amounts)
+    attention["gpu_compute"] = attention["gpu_compute"] + amounts.prompts * (
+        products_s(case, attention_params, tokens) * layers
+    )
+    mlp = idle(amounts)
+    mlp["gpu_compute"] = amounts.prompts * (
+        (products_s(case, mlp_params, tokens) + elementwise_s(case, tokens)) * layers + head_s(case, logits)
+    )
+    for resource in hidden:
+        attention[resource] = attention[resource] + latency[resource]
+        mlp[resource] = mlp[resource] + hidden[resource]
+    loads = _weight_loads(case, amounts)
+    if case.hardware.engine.stages == "layer":
+        merged = {resource: attention[resource] + mlp[resource] for resource in RESOURCES}
+        return [_stage(case, "layers", merged, loads, 1.0, blocking_load)]
+    weight_share = attention_params / (attention_params + mlp_params)
+    return [
+        _stage(case, "attention", attention, loads, 1.0 - weight_share, blocking_load),
+        _stage(case, "mlp", mlp, loads, weight_share, None),
+    ]
+
+
+def _stage(
+    case: Case,
+    name: str,
+    seconds: dict[Resource, Linear],
+    loads: Mapping[Resource, Linear],
+    share: float,
+    blocking_load: Linear | None,
+) -> Stage:
+    """One stage with its ``share`` of the weight loads.
+
+    A batch waits for its CPU attention, so the processors take turns on one track; every link has a
+    track of its own. Without overlap all of it is one track.
+    """
+    engine, overlap = case.hardware.engine, case.switches.overlap
+    moved = {r: seconds[r] + loads[r] * share if r in loads else seconds[r] for r in RESOURCES}
+    busy = dict(moved)
+    if blocking_load is not None:
+        busy["cpu_to_gpu"] = busy["cpu_to_gpu"] + blocking_load
+    if not overlap:
+        return Stage(name, busy, (Track(RESOURCES, add(busy.values())),), case.shape)
+    tracks = [Track(("gpu_compute", "cpu_compute"), seconds["gpu_compute"] + seconds["cpu_compute"])]
+    if engine.weight_loads == "spread":
+        tracks += [Track((r,), moved[r]) for r in LINKS]
+    else:
+        tracks += [Track((r,), seconds[r], loads[r] * share if r in loads else None) for r in LINKS]
+    unhidden = engine.unhidden_share.effective
+    return Stage(name, busy, tuple(tracks), case.shape, serial=blocking_load, unhidden_share=unhidden)
+
+
+def idle(amounts: Amounts[Any]) -> dict[Resource, Linear]:
+    """No work yet. Amounts are added by ``x = x + y``: arrays and expressions would change under ``+=``."""
+    return dict.fromkeys(RESOURCES, amounts.prompts * 0.0)
+
+
+def _weight_loads(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
+    """Seconds to stream, once a pass, what the split leaves off the GPU: every layer and the head."""
+    links, layers = case.hardware.links, float(case.model.num_layers)
+    streamed = case.model.layer_weight_bytes(compressed=case.switches.compress_weights) * layers
+    streamed += case.model.head_load_bytes
+
+    def seconds(link: Link) -> float:
+        return streamed / link.bytes_per_s.effective + layers * link.latency_s.effective
+
+    return {
+        "cpu_to_gpu": over_link(case, amounts.weights) * seconds(links.cpu_to_gpu),
+        "disk_read": amounts.weights.disk * seconds(links.disk_read),
+    }
+
+
+def _hidden_traffic(case: Case, amounts: Amounts[Any], tokens: int) -> dict[Resource, Linear]:
+    """Seconds to load and store the hidden states of every batch, for every layer."""
+    links, hidden = case.hardware.links, amounts.activations
+    volume = tokens * case.model.hidden_size * BYTES_PER_VALUE * case.model.num_layers
+    return {
+        "cpu_to_gpu": over_link(case, hidden) * (volume / links.cpu_to_gpu.bytes_per_s.effective),
+        "gpu_to_cpu": over_link(case, hidden) * (volume / links.gpu_to_cpu.bytes_per_s.effective),
+        "disk_read": hidden.disk * (volume / links.disk_read.bytes_per_s.effective),
+        "disk_write": hidden.disk * (volume / links.disk_write.bytes_per_s.effective),
+    }
+
+
+def _latency(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
+    """Seconds of link latency: one transfer a layer and batch for the cache and for the hidden states.
+
+    A transfer is counted by the part of the batch that moves, which keeps the formula linear.
+    """
+    links, cache, hidden = case.hardware.links, amounts.cache, amounts.activations
+    moving: dict[Resource, Linear] = {
+        "cpu_to_gpu": over_link(case, cache) + over_link(case, hidden),
+        "gpu_to_cpu": over_link(case, cache) + over_link(case, hidden),
+        "disk_read": cache.disk + hidden.disk,
+        "disk_write": cache.disk + hidden.disk,
+    }
+    layers = float(case.model.num_layers)
+    return {
+        resource: case.shape.batches(amount) * (layers * getattr(links, resource).latency_s.effective)
+        for resource, amount in moving.items()
+    }
+
+
+def over_link(case: Case, amount: PerTier[Any]) -> Linear:
+    """What must cross the link between the memory tiers: where both are host memory, what is on disk does not."""
+    return amount.cpu if disk_lands_on_gpu(case) else amount.off_gpu
+
+
+def disk_lands_on_gpu(case: Case) -> bool:
+    """True where the first tier is host memory: disk reads need no hop through the second tier."""
+    return case.hardware.gpu.kind in HOST_MEMORY_KINDS
