@@ -66,10 +66,9 @@ class UnitLayout:
         """The field of this name."""
         return next(field for field in self.fields if field.name == name)
 
-    def cut(self, share: float) -> int:
-        """The offset nearest to ``share`` of the unit at which it may be cut."""
-        target = share * self.nbytes
-        if not self.fields:
+    def cut(self, target: float) -> int:
+        """The offset nearest to ``target`` bytes at which the unit may be cut."""
+        if target <= 0 or not self.fields:
             return 0
         if target >= self.nbytes:
             return self.nbytes
@@ -80,12 +79,6 @@ class UnitLayout:
         low = min(field.offset + int(target - field.offset) // field.piece_bytes * field.piece_bytes, last)
         high = behind if low == last else low + field.piece_bytes
         return min(low, high, key=lambda offset: abs(offset - target))
-
-    def cuts(self, split: Split) -> tuple[int, int]:
-        """Where the first tier's part ends, and the second's: [0, a), [a, b), [b, nbytes)."""
-        first = self.cut(split.gpu)
-        second = self.nbytes if split.disk == 0 else max(first, self.cut(split.gpu + split.cpu))
-        return (self.nbytes if split.gpu == 1 else first), second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +114,22 @@ class ImageLayout:
             found[name] = offset
             offset += round_up(unit.nbytes)
         return found
+
+    def cuts(self, split: Split) -> tuple[tuple[int, int], ...]:
+        """Of every unit, where the first tier's part ends, and the second's: [0, a), [a, b), [b, nbytes).
+
+        What rounding to whole pieces leaves over is owed to the next unit, so that the whole model misses the split
+        by no more than a piece.
+        """
+        found: list[tuple[int, int]] = []
+        gpu_owed = cpu_owed = 0.0
+        for _, unit in self.units:
+            gpu_owed, cpu_owed = gpu_owed + split.gpu * unit.nbytes, cpu_owed + split.cpu * unit.nbytes
+            first = unit.nbytes if split.gpu == 1 else unit.cut(gpu_owed)
+            second = unit.nbytes if split.disk == 0 else max(first, unit.cut(first + cpu_owed))
+            gpu_owed, cpu_owed = gpu_owed - first, cpu_owed - (second - first)
+            found.append((first, second))
+        return tuple(found)
 
     @cached_property
     def nbytes(self) -> int:

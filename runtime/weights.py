@@ -85,8 +85,7 @@ class Weights:
                 resident=cuts[0],
                 host=cuts[1],
             )
-            for name, unit in image.layout.units
-            for cuts in [unit.cuts(split)]
+            for (name, unit), cuts in zip(image.layout.units, image.layout.cuts(split), strict=True)
         ]
         by_name = {unit.name: unit for unit in self.units}
         layers = [[by_name[f"layers.{number}"]] for number in range(image.layout.num_layers)]

@@ -82,10 +82,16 @@ def test_units_and_tensors_are_aligned_and_never_overlap(layout: ImageLayout) ->
         assert all(field.nbytes % field.piece_bytes == 0 for field in unit.fields)
 
 
+def longest_uncut(unit: UnitLayout) -> int:
+    """Bytes between two neighbouring places where a unit may be cut."""
+    return max((b - a for a, b in pairwise(sorted(allowed_cuts(unit)))), default=0)
+
+
 @given(layout=layouts(), share=st.floats(0, 1))
 def test_a_cut_is_the_nearest_allowed_one(layout: ImageLayout, share: float) -> None:
     for unit in (layout.table, layout.layer, layout.head, layout.embedding):
-        cut, target = unit.cut(share), share * unit.nbytes
+        target = share * unit.nbytes
+        cut = unit.cut(target)
         allowed = allowed_cuts(unit)
         assert cut in allowed
         assert abs(cut - target) == min(abs(offset - target) for offset in allowed)
@@ -95,8 +101,9 @@ def test_a_cut_is_the_nearest_allowed_one(layout: ImageLayout, share: float) -> 
 def test_cuts_are_in_order_and_whole_shares_are_exact(layout: ImageLayout, gpu: float, cpu: float) -> None:
     cpu = min(cpu, 1 - gpu)
     split = Split(gpu=gpu, cpu=cpu, disk=max(0.0, 1 - gpu - cpu))
-    for _, unit in layout.units:
-        first, second = unit.cuts(split)
+    on, biggest = [0, 0], 0
+    for (_, unit), (first, second) in zip(layout.units, layout.cuts(split), strict=True):
+        on, biggest = [on[0] + first, on[1] + second - first], max(biggest, longest_uncut(unit))
         assert 0 <= first <= second <= unit.nbytes
         if split.gpu == 1:
             assert first == unit.nbytes
@@ -106,6 +113,9 @@ def test_cuts_are_in_order_and_whole_shares_are_exact(layout: ImageLayout, gpu: 
             assert second == unit.nbytes
         if split.disk == 1:
             assert (first, second) == (0, 0)
+    whole = sum(unit.nbytes for _, unit in layout.units)
+    assert abs(on[0] - gpu * whole) <= biggest
+    assert abs(on[1] - cpu * whole) <= 2 * biggest
 
 
 @given(layout=layouts())
@@ -168,9 +178,13 @@ def test_a_layer_in_the_order_of_use() -> None:
 def test_cut_by_hand() -> None:
     layout = image_layout(architecture(config(vocab=100), name="tiny"), dtype=torch.float32, compressed=False)
     assert layout.table.nbytes == 100 * 64
-    assert [layout.table.cut(share) for share in (0, 0.004, 0.006, 0.2, 0.204, 1)] == [0, 0, 64, 1280, 1280, 6400]
-    assert layout.table.cuts(Split(gpu=0.2, cpu=0.3, disk=0.5)) == (1280, 3200)
-    assert layout.table.cuts(Split(gpu=0.2, cpu=0.8, disk=0)) == (1280, 6400)
+    assert [layout.table.cut(target) for target in (0, 25, 38, 1280, 1306, 6400)] == [0, 0, 64, 1280, 1280, 6400]
+    assert layout.cuts(Split(gpu=0.2, cpu=0.3, disk=0.5))[0] == (1280, 3200)
+    assert layout.cuts(Split(gpu=0.2, cpu=0.8, disk=0))[0] == (1280, 6400)
+    # 0.205 of 100 rows is 20.5: what the table is given too little of (or too much) the positions make up for.
+    first, second = (cut for cut, _ in layout.cuts(Split(gpu=0.205, cpu=0.795, disk=0))[:2])
+    assert first in (1280, 1344)
+    assert first + second == layout.positions.cut(0.205 * (6400 + layout.positions.nbytes) - first) + first
 
 
 def test_types() -> None:
