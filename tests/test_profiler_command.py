@@ -185,7 +185,7 @@ def failed(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
         (["--out", "{dir}/none/x.json"], "there is no folder"),
         (["--out", "{dir}/x.png", "--plot", "{dir}/x.png"], "that file is written by --out"),
         (["--out", "{dir}/x.json", "--device", "cuda"], "sees no CUDA device here"),
-        (["--out", "{dir}/x.json", "--gpu-memory", "9999GiB"], "--gpu-memory plus --cpu-memory is 9.765 TiB: only"),
+        (["--out", "{dir}/x.json", "--gpu-memory", "9999GiB"], "--gpu-memory is 9.765 TiB: only"),
         (["--out", "{dir}/x.json", "--gpu-memory", "12"], "is not a quantity in bytes"),
         (["--out", "{dir}/x.json", "--ofload-dir", "x"], "did you mean --offload-dir?"),
         ([], "the following arguments are required: --out"),
