@@ -17,11 +17,13 @@ from costmodel.figures.style import (
     INK,
     LEGEND,
     NORMAL,
+    PAGE,
     ORANGE,
     SKY,
     SMALL,
     VERMILION,
     add_titles,
+    paper_figure,
     plain_frame,
     workload_text,
 )
@@ -40,7 +42,7 @@ FULLEST_SHOWN = 6.0
 
 def policy_figure(plan: Plan) -> Figure:
     """Where everything lives, and what is busy: a search result or an estimate at a glance."""
-    figure = Figure(figsize=(11.0, 4.9), layout="constrained")
+    figure = paper_figure(PAGE, 3.5)
     left, right = figure.subplots(1, 2)
     draw_memory(left, plan)
     draw_busy(right, plan)
@@ -73,7 +75,7 @@ def draw_memory(axes: Axes, plan: Plan) -> Axes:
         if limit > 0:
             axes.vlines(1.0, place - 0.33, place + 0.28, color=INK, linewidth=1.0, linestyle=DASHES)
         if limit == 0 < peak or _share(peak, limit) > most:
-            axes.plot(most, place, marker=">", color=INK, markersize=8, clip_on=False)
+            axes.plot(most, place, marker=">", color=INK, markersize=5.5, clip_on=False)
         colour, weight = (VERMILION, "bold") if tier in cost.violations else (INK, "normal")
         text = f"{words.memory_name(tier)}: {_of(peak, limit)}"
         axes.text(0, place + 0.3, text, ha="left", va="bottom", fontsize=NORMAL, color=colour, fontweight=weight)
@@ -120,7 +122,7 @@ def draw_busy(axes: Axes, plan: Plan) -> Axes:
 
 
 def _legend_below(axes: Axes, colours: dict[str, str]) -> None:
-    handles = [Line2D([], [], color=colour, linewidth=7, label=label) for label, colour in colours.items()]
+    handles = [Line2D([], [], color=colour, linewidth=5, label=label) for label, colour in colours.items()]
     below = (0.5, -0.15)
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=below, ncols=len(handles), **LEGEND)
 
