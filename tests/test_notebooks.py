@@ -8,13 +8,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
 from notebooks import execution
 from notebooks.execution import ROOT, NotebookError
 
 PATHS = execution.paths()
 NAMES = [path.stem for path in PATHS]
 
-RESULT = re.compile(r"\d[\d.,]*\s*(?:%|token/s|tokens/s|GB/s|[GT]FLOP/s|ms\b|s\b|min\b|h\b|times\b|×|\$|dollars?\b|kWh\b)")
+RESULT = re.compile(
+    r"\d[\d.,]*\s*(?:%|token/s|tokens/s|GB/s|[GT]FLOP/s|ms\b|s\b|min\b|h\b|times\b|×|\$|dollars?\b|kWh\b)"
+)
 """A number with the unit of a result: it belongs in a cell that computes it."""
 
 

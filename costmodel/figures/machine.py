@@ -12,10 +12,12 @@ from costmodel.figures.style import (
     COLUMN,
     GREY,
     INK,
+    LARGE,
     LEGEND,
     MARKS,
     PAGE,
     SMALL,
+    THREAD,
     dress,
     paper_figure,
 )
@@ -40,7 +42,7 @@ def profile_figure(machine: Hardware) -> Figure:
     record = machine.measured or {}
     when = record.get("environment", {}).get("date", "")
     title = f"{machine.gpu.name}: {record.get('effort', '')} profile, {when}"
-    figure.suptitle(title, fontsize=9, fontweight="bold", color=INK)
+    figure.suptitle(title, fontsize=LARGE, fontweight="bold", color=INK)
     return figure
 
 
@@ -123,13 +125,13 @@ def slowdown_figure(machine: Hardware) -> Figure:
 
 
 def draw_slowdowns(axes: Axes, machine: Hardware) -> Axes:
-    """Bars from 1 (undisturbed) to the measured slowdown, with quartiles."""
+    """Bars from 1 (undisturbed) to the measured slowdown; whiskers are quartiles."""
     table = select(measured_table(machine), "slowdown").iloc[::-1].reset_index(drop=True)
     below, above = table["median"] - table["low"], table["high"] - table["median"]
     names = [f"{_work(one)} beside {_work(other)}" for one, other in zip(table["work"], table["beside"], strict=True)]
     axes.barh(names, table["median"] - 1, left=1, height=0.62, **MARKS[0].bar())
     axes.errorbar(table["median"], names, xerr=(below, above), fmt="none", ecolor=INK, elinewidth=0.8, capsize=1.5)
-    dress(axes, title="Slowdown of work beside other work", x="times as long as alone (whiskers: quartiles)")
+    dress(axes, x="times as long as alone")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.axvline(1, color=INK, linewidth=0.8)
@@ -148,7 +150,7 @@ def draw_sharing(axes: Axes, table: pd.DataFrame) -> Axes:
     ordered = table.sort_values("cpu_prompts", ascending=False, na_position="first").reset_index(drop=True)
     for place, row in ordered.iterrows():
         reached = row[["gpu_prompts", "cpu_prompts", "disk_prompts"]].astype(float)
-        axes.hlines(place, reached.min(), reached.max(), color="#CFCFCF", linewidth=1.0, zorder=1)
+        axes.hlines(place, reached.min(), reached.max(), color=THREAD, linewidth=1.0, zorder=1)
     for mark, tier in zip(MARKS, ("gpu", "cpu", "disk"), strict=False):
         style: dict[str, Any] = {**mark.line(), "linestyle": "none", "markersize": 5.0}
         axes.plot(ordered[f"{tier}_prompts"], range(len(ordered)), label=words.memory_name(tier), **style)

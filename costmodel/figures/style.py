@@ -19,6 +19,8 @@ from costmodel.units import format_seconds
 # Okabe and Ito's palette, told apart with any colour vision.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY, INK = "#9A9A9A", "#222222"
+SURFACE, THREAD = "#EFEFEF", "#CFCFCF"
+"""Behind data: bands, and lines that join what belongs together."""
 
 SMALL, NORMAL, LARGE = 7.0, 8.0, 9.0
 DASHES = (0, (4, 2))
@@ -81,6 +83,7 @@ def paper_figure(width: float = PAGE, height: float = 2.6) -> PaperFigure:
     """An empty figure, ``width`` × ``height`` inches; ``COLUMN`` and ``PAGE`` are the widths to use."""
     return PaperFigure(figsize=(width, height), layout="constrained")
 
+
 LEGEND: dict[str, Any] = {
     "fontsize": SMALL,
     "frameon": False,
@@ -114,6 +117,7 @@ def dress(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: bool =
     axes.set_xlabel(x, fontsize=NORMAL)
     axes.set_ylabel(y, fontsize=NORMAL)
     axes.tick_params(labelsize=SMALL, color=GREY)
+    axes.tick_params(which="minor", length=1.5, color=GREY)
     if grid:
         axes.grid(color="#E5E5E5", linewidth=0.5)
         axes.set_axisbelow(True)

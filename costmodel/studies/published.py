@@ -24,8 +24,7 @@ def error_table(runs: Sequence[Run], hardware: Hardware) -> pd.DataFrame:
                 "published_tok_per_s": run.throughput_tok_per_s,
                 **{f"{name}_tok_per_s": predicted for name, predicted in predictions.items()},
                 **{
-                    f"{name}_error": predicted / run.throughput_tok_per_s - 1
-                    for name, predicted in predictions.items()
+                    f"{name}_error": predicted / run.throughput_tok_per_s - 1 for name, predicted in predictions.items()
                 },
             }
         )
