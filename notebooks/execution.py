@@ -3,15 +3,16 @@
 import base64
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -75,16 +76,11 @@ def execute(path: Path) -> Executed:
     notebook = read(path)
     before, after = (nbformat.v4.new_code_cell(source) for source in (_RULES, _COST))
     notebook.cells = [before, *notebook.cells, after]
-    # Files, not ports: nobody else on this machine can talk to the kernel, and nothing is refused a port.
-    manager = AsyncKernelManager(kernel_name="python3", transport="tcp" if os.name == "nt" else "ipc")
-    client = NotebookClient(
-        notebook, km=manager, timeout=WALL_LIMIT_S, resources={"metadata": {"path": str(path.parent)}}
-    )
     search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # The editor's back end would write to the notebook on import; the figures show themselves.
     environment = {**os.environ, "PYTHONPATH": search_path, "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": ""}
     try:
-        client.execute(env=environment)
+        _run(notebook, folder=path.parent, environment=environment)
     except CellTimeoutError:
         raise NotebookError(f"{path.name}: a cell took more than {WALL_LIMIT_S} s") from None
     except CellExecutionError as error:
@@ -95,6 +91,24 @@ def execute(path: Path) -> Executed:
     if cpu_s > CPU_LIMIT_S:
         raise NotebookError(f"{path.name}: {cpu_s:.0f} s of processor time: the limit is {CPU_LIMIT_S:.0f} s")
     return Executed(name=path.stem, node=notebook, cpu_s=cpu_s)
+
+
+def _run(notebook: NotebookNode, *, folder: Path, environment: dict[str, str]) -> None:
+    """All cells in a new kernel; client and kernel meet in files of a private folder rather than on ports."""
+    with tempfile.TemporaryDirectory(prefix="tierwise-") as private:
+        meeting = {
+            "transport": "tcp" if os.name == "nt" else "ipc",
+            "connection_file": str(Path(private) / "kernel.json"),
+        }
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            config=Config({"AsyncKernelManager": meeting}),
+            timeout=WALL_LIMIT_S,
+            startup_timeout=WALL_LIMIT_S,
+            resources={"metadata": {"path": str(folder)}},
+        )
+        client.execute(env=environment)
 
 
 def figures(executed: Executed) -> Iterator[tuple[str, bytes]]:

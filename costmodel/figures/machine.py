@@ -148,9 +148,8 @@ def sharing_figure(table: pd.DataFrame) -> Figure:
 def draw_sharing(axes: Axes, table: pd.DataFrame) -> Axes:
     """One line a machine, a marker for each tier that weights may come from (log scale)."""
     ordered = table.sort_values("cpu_prompts", ascending=False, na_position="first").reset_index(drop=True)
-    for place, row in ordered.iterrows():
-        reached = row[["gpu_prompts", "cpu_prompts", "disk_prompts"]].astype(float)
-        axes.hlines(place, reached.min(), reached.max(), color=THREAD, linewidth=1.0, zorder=1)
+    reached = ordered[["gpu_prompts", "cpu_prompts", "disk_prompts"]]
+    axes.hlines(range(len(ordered)), reached.min(axis=1), reached.max(axis=1), color=THREAD, linewidth=1.0, zorder=1)
     for mark, tier in zip(MARKS, ("gpu", "cpu", "disk"), strict=False):
         style: dict[str, Any] = {**mark.line(), "linestyle": "none", "markersize": 5.0}
         axes.plot(ordered[f"{tier}_prompts"], range(len(ordered)), label=words.memory_name(tier), **style)

@@ -1,16 +1,27 @@
 """The published runs: where each second goes, and both cost models against what was measured."""
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
-from costmodel import words
 from costmodel.figures.style import COLUMN, GREY, INK, LEGEND, MARKS, PAGE, SMALL, SURFACE, THREAD, dress, paper_figure
 from costmodel.formulations.base import RESOURCES
 
 LABELS = {"flexgen": "FlexGen's cost model", "roofline": "our cost model"}
+
+_SHORT: dict[str, str] = {
+    "gpu_compute": "GPU",
+    "cpu_compute": "CPU",
+    "cpu_to_gpu": "CPU→\nGPU",
+    "gpu_to_cpu": "GPU→\nCPU",
+    "disk_read": "disk\nread",
+    "disk_write": "disk\nwrite",
+}
 
 _SHADES = LinearSegmentedColormap.from_list("busy", ["#FFFFFF", "#0072B2"])
 """White to blue: monotonous in lightness, so that a grey print shows the same order."""
@@ -44,7 +55,7 @@ def draw_errors(axes: Axes, table: pd.DataFrame) -> Axes:
 
 def agreement_figure(table: pd.DataFrame) -> Figure:
     """Predicted against published throughput; ``table`` is an ``error_table``."""
-    figure = paper_figure(COLUMN, 3.0)
+    figure = paper_figure(COLUMN, 3.3)
     draw_agreement(figure.subplots(), table)
     return figure
 
@@ -76,51 +87,36 @@ def seconds_figure(table: pd.DataFrame) -> Figure:
     """Where each second of both phases goes; ``table`` is a ``seconds_table``."""
     runs = table["run"].nunique()
     figure = paper_figure(PAGE, 1.15 + 0.19 * runs)
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, right = figure.subplots(1, 2)
     draw_seconds(left, table, "prefill")
-    draw_seconds(right, table, "decode")
+    draw_seconds(right, table, "decode").set_yticklabels([])
     return figure
 
 
 def draw_seconds(axes: Axes, table: pd.DataFrame, phase: str) -> Axes:
     """One row a run, one column a resource: the share of the phase for which it is busy (bold: the bottleneck)."""
     part = table[table["phase"] == phase]
-    shares = part.pivot(index="run", columns="resource", values="busy_share")
-    shares = shares.loc[part["run"].drop_duplicates(), list(RESOURCES)]
-    limiting = part.pivot(index="run", columns="resource", values="bottleneck").loc[shares.index, list(RESOURCES)]
-    axes.pcolormesh(shares.to_numpy(), cmap=_SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=1.0)
-    for row, run in enumerate(shares.index):
-        for column, resource in enumerate(RESOURCES):
-            share = shares.at[run, resource]
-            if share >= 0.005:
-                axes.text(
-                    column + 0.5,
-                    row + 0.5,
-                    f"{share * 100:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=SMALL,
-                    color="white" if share > 0.55 else INK,
-                    fontweight="bold" if limiting.at[run, resource] else "normal",
-                )
-    length = part.drop_duplicates("run").set_index("run").loc[shares.index, "phase_share"]
-    names = [f"{run}" for run in shares.index]
+    runs = part["run"].drop_duplicates().tolist()
+    by_run = part.pivot(index="run", columns="resource").reindex(runs)
+    shares = by_run["busy_share"][list(RESOURCES)].to_numpy(dtype=float)
+    limiting = by_run["bottleneck"][list(RESOURCES)].to_numpy(dtype=bool)
+    lengths = part.groupby("run", sort=False)["phase_share"].first().to_numpy(dtype=float)
+    axes.pcolormesh(shares, cmap=_SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=1.0)
+    centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL}
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.005:
+            weight = "bold" if limiting[row, column] else "normal"
+            colour = "white" if share > 0.55 else INK
+            axes.text(column + 0.5, row + 0.5, f"{share * 100:.0f}", color=colour, fontweight=weight, **centred)
+    for row, length in enumerate(lengths):
+        axes.text(len(RESOURCES) + 0.5, row + 0.5, f"{length * 100:.0f}", **centred)
     dress(axes, title=f"{phase.capitalize()}: % of the time that each is busy", grid=False)
-    axes.set_yticks([row + 0.5 for row in range(len(names))], names, fontsize=SMALL)
-    columns = [words.resource_name(resource).replace(" ", "\n", 1) for resource in RESOURCES]
+    axes.set_yticks([row + 0.5 for row in range(len(runs))], runs, fontsize=SMALL)
+    columns = [*(_SHORT[resource] for resource in RESOURCES), "of the\nblock"]
     axes.set_xticks([column + 0.5 for column in range(len(columns))], columns, fontsize=SMALL - 1)
     axes.tick_params(length=0)
-    axes.invert_yaxis()
+    axes.set_xlim(0, len(columns))
+    axes.set_ylim(len(runs), 0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    beside = axes.twinx()
-    beside.set_ylim(axes.get_ylim())
-    beside.set_yticks(
-        [row + 0.5 for row in range(len(names))], [f"{share * 100:.0f} %" for share in length], fontsize=SMALL - 1
-    )
-    beside.tick_params(length=0, colors=INK)
-    beside.yaxis.set_minor_locator(NullLocator())
-    beside.set_ylabel(f"{phase}, share of a block", fontsize=SMALL - 1)
-    for spine in beside.spines.values():
-        spine.set_visible(False)
     return axes

@@ -1,6 +1,6 @@
 """The best policy over models, prompt lengths and memory sizes, with what it rests on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -18,13 +18,14 @@ FAMILIES = {
     "OPT": "opt-30b",
     "BLOOM": "bloom-7b1",
     "CodeGen": "codegen-16b",
-    "GLM": "glm-4-32b-0414",
+    "GLM": "glm-4-9b",
+    "GLM-4": "glm-4-32b-0414",
     "Llama 2": "llama-2-70b",
     "Llama 3.1": "llama-3.1-70b",
     "Mistral": "mistral-7b-v0.3",
     "Qwen2.5": "qwen2.5-32b",
 }
-"""A model of the catalogue for each family: of the sizes that a 16 GB card cannot hold, one in common use."""
+"""A model of the catalogue for each family, of at least 7 billion parameters: 14 GB of weights in 16 bits."""
 
 
 def result_table(found: Iterable[tuple[str, SearchResult | None]]) -> pd.DataFrame:
@@ -49,10 +50,12 @@ def _row(result: SearchResult) -> dict[str, object]:
     }
 
 
-def best(hardware: Hardware, model: ModelSpec, workload: Workload, **request: object) -> SearchResult | None:
+def best(
+    hardware: Hardware, model: ModelSpec, workload: Workload, *, switches: Mapping[str, bool] | None = None
+) -> SearchResult | None:
     """The best policy, or ``None`` where nothing fits; without prices, which the tables have no use for."""
     try:
-        return search(hardware=hardware, model=model, workload=workload, with_prices=False, **request)  # type: ignore[arg-type]
+        return search(hardware=hardware, model=model, workload=workload, switches=switches, with_prices=False)
     except InfeasibleError:
         return None
 
@@ -65,15 +68,24 @@ def over_prompts(hardware: Hardware, models: Sequence[str], lengths: Sequence[in
     )
 
 
+IN_16_BITS = {"compress_weights": False, "compress_cache": False}
+"""Switches of a search that may not use lossy compression."""
+
+
 def over_memory(
-    hardware: Hardware, model: str, workload: Workload, *, gpu_gib: Sequence[float], cpu_gib: Sequence[float]
+    hardware: Hardware,
+    model: str,
+    workload: Workload,
+    *,
+    gpu_gib: Sequence[float],
+    cpu_gib: Sequence[float],
+    switches: Mapping[str, bool] | None = None,
 ) -> pd.DataFrame:
     """Every size of GPU memory with every size of CPU memory; ``gpu_gib`` and ``cpu_gib`` are columns."""
     sizes = [(gpu, cpu) for cpu in cpu_gib for gpu in gpu_gib]
     spec = ModelSpec.from_catalog(model)
-    found = [
-        best(with_overrides(hardware, gpu_memory=gpu * GiB, cpu_memory=cpu * GiB), spec, workload) for gpu, cpu in sizes
-    ]
+    machines = [with_overrides(hardware, gpu_memory=gpu * GiB, cpu_memory=cpu * GiB) for gpu, cpu in sizes]
+    found = [best(machine, spec, workload, switches=switches) for machine in machines]
     table = result_table((f"{gpu:g} + {cpu:g} GiB", result) for (gpu, cpu), result in zip(sizes, found, strict=True))
     return table.assign(gpu_gib=[gpu for gpu, _ in sizes], cpu_gib=[cpu for _, cpu in sizes])
 

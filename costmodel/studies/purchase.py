@@ -173,7 +173,7 @@ def winner_table(table: pd.DataFrame) -> pd.DataFrame:
         for criterion, column, unit, paid in _CRITERIA:
             known = part[part["paid"].isin(paid)].dropna(subset=[column])
             if len(known):
-                best_row = known.loc[known[column].idxmax()]
+                best_row = known.iloc[int(known[column].to_numpy(dtype=float).argmax())]
                 value = float(best_row[column])
                 winner = {"machine": best_row["machine"], "value": value, "unit": unit}
                 rows.append({"model": model, "criterion": criterion, **winner})
