@@ -82,9 +82,9 @@ def draw_predictions(axes: Axes, found: Calibration) -> Axes:
             color=INK,
         )
     axes.set_yticks(places, [name for name, _ in named], fontsize=SMALL)
-    axes.margins(x=0.35)
+    axes.margins(x=0.6)
     _error_axis(axes)
-    axes.set_xlabel("error of what was never fitted (%)", fontsize=NORMAL)
+    axes.set_xlabel("error, never fitted (%)", fontsize=NORMAL)
     return axes
 
 

@@ -115,7 +115,7 @@ def _way(policy: Policy) -> str:
 
 def _around(latencies: Sequence[float]) -> tuple[float, float]:
     """Limits of the latency axis: room for a label on the left."""
-    return min(latencies) / 1.35, max(latencies) * 1.2
+    return min(latencies) / 1.6, max(latencies) * 1.2
 
 
 def _round_time(seconds: float) -> str:

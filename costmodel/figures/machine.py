@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from costmodel import words
 from costmodel.figures.style import (
@@ -96,7 +96,7 @@ def draw_links(axes: Axes, machine: Hardware) -> Axes:
         _curve(axes, curve, "bytes", mark=mark, label=_link_name(machine, str(name)))
     dress(axes, title="Links (grey: the fitted lines)", x="bytes of a transfer", y="GB/s")
     _log(axes, plain_x=False)
-    axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0,), numticks=7))
+    axes.xaxis.set_major_locator(FixedLocator([2**12, 2**17, 2**22, 2**27]))
     axes.legend(loc="lower right", **LEGEND)
     return axes
 

@@ -34,7 +34,7 @@ from costmodel.residency import KINDS, Plan, residency
 from costmodel.units import format_bytes, format_seconds
 
 KIND_COLOURS = {"weights": BLUE, "cache": ORANGE, "activations": GREEN, "buffers": GREY}
-HATCHES = {"weights": "", "cache": "////", "activations": "....", "buffers": "xxxx", "prefill": "", "decode": "////"}
+HATCHES = {"weights": "", "cache": "////", "activations": "....", "buffers": "xxxx"}
 PHASE_COLOURS = {"prefill": SKY, "decode": VERMILION}
 _ON = {"weights": "white", "cache": INK, "activations": "white", "buffers": INK, "prefill": INK, "decode": "white"}
 
@@ -70,7 +70,7 @@ def draw_memory(axes: Axes, plan: Plan) -> Axes:
         for kind in KINDS:
             width = min(_share(held[tier][kind], limit or peak / most), most - left)
             axes.barh(place, width, left=left, height=0.5, **_bar(kind, KIND_COLOURS[kind]))
-            if width > 0.14 * most:
+            if width > 0.19 * most:
                 size = format_bytes(held[tier][kind])
                 label = _label(kind, KIND_COLOURS[kind])
                 axes.text(left + width / 2, place, size, ha="center", va="center", fontsize=SMALL, **label)
@@ -111,7 +111,7 @@ def draw_busy(axes: Axes, plan: Plan) -> Axes:
                     va="center_baseline",
                     ha="right" if inside else "left",
                     fontsize=SMALL,
-                    **(_label(phase, PHASE_COLOURS[phase]) if inside else {"color": INK}),
+                    color=_ON[phase] if inside else INK,
                     fontweight="bold" if resource == busiest else "normal",
                 )
     axes.axvline(1.0, color=INK, linewidth=1.0, linestyle=DASHES)
@@ -129,13 +129,13 @@ def draw_busy(axes: Axes, plan: Plan) -> Axes:
 
 def _bar(kind: str, colour: str) -> dict[str, Any]:
     """Keywords of a bar: what the colour says, the hatch says too."""
-    return {"facecolor": colour, "edgecolor": "white", "linewidth": 0.6, "hatch": HATCHES[kind]}
+    return {"facecolor": colour, "edgecolor": "white", "linewidth": 0.6, "hatch": HATCHES.get(kind, "")}
 
 
 def _label(kind: str, colour: str) -> dict[str, Any]:
     """Keywords of a text inside a bar, on a patch without a hatch."""
     patch = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.15"}
-    return {"color": _ON[kind], "bbox": patch if HATCHES[kind] else None}
+    return {"color": _ON[kind], "bbox": patch if HATCHES.get(kind) else None}
 
 
 def _legend_below(axes: Axes, looks: dict[str, dict[str, Any]]) -> None:
