@@ -44,14 +44,14 @@ FULLEST_SHOWN = 6.0
 
 def policy_figure(plan: Plan) -> Figure:
     """Where everything lives, and what is busy: a search result or an estimate at a glance."""
-    figure = paper_figure(PAGE, 3.5)
+    figure = paper_figure(PAGE, 3.7)
     left, right = figure.subplots(1, 2)
     draw_memory(left, plan)
     draw_busy(right, plan)
     cost = plan.estimate
     fits = "" if cost.feasible else " (does not fit)"
     title = f"{plan.model.name} on {plan.hardware.name}: {words.number(cost.throughput_tok_per_s)} token/s{fits}"
-    below = f"{workload_text(plan)}\n{words.batches(plan.policy)}; {', '.join(words.switches(plan.policy))}"
+    below = f"{workload_text(plan)}\n{words.batches(plan.policy)}\n{', '.join(words.switches(plan.policy))}"
     add_titles(figure, title, below, colour=INK if cost.feasible else VERMILION)
     return figure
 

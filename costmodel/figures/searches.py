@@ -92,13 +92,14 @@ def memory_figure(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Throughput over GPU memory, one line for each CPU memory, a panel for each (title, ``over_memory`` table)."""
     figure = paper_figure(PAGE, 2.7)
     many = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    highest = max(float(table["throughput_tok_per_s"].max()) for table in panels.values())
     for axes, (title, table) in zip(many, panels.items(), strict=True):
         for mark, (size, part) in zip(MARKS, table.groupby("cpu_gib", sort=False), strict=False):
             axes.plot(part["gpu_gib"], part["throughput_tok_per_s"], label=f"{size:g} GiB of CPU memory", **mark.line())
         dress(axes, title=title, x="GPU memory (GiB)", y="token/s" if axes is many[0] else "")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, highest * 1.06)
     handles, labels = many[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, **LEGEND)
     return figure
