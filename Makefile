@@ -10,6 +10,7 @@ DEMO_MODEL := --model dummy:opt-125m --device cpu --hardware $(DEMO_DIR)/machine
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CORE := $(VENV)/core.stamp
 RUNTIME := $(VENV)/runtime.stamp
+NOTEBOOKS := $(VENV)/notebooks.stamp
 DEV := $(VENV)/dev.stamp
 REQUIREMENTS := pyproject.toml constraints.txt
 
@@ -20,7 +21,7 @@ step = @printf '\n── %s\n\n' '$(1)'
 .DELETE_ON_ERROR:
 # Two targets asked for at once share one environment: never install in parallel.
 .NOTPARALLEL:
-.PHONY: help demo demo-plan demo-run test test-gpu lint bench clean distclean
+.PHONY: help demo demo-plan demo-run test test-gpu lint bench notebooks clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +61,9 @@ lint: $(DEV) ## check style, types and the direction of imports
 bench: $(CORE) ## time the planner
 	$(BIN)/python -m benchmarks.planning
 
+notebooks: $(NOTEBOOKS) ## execute the notebooks: pages and figures in build/notebooks
+	$(BIN)/python -m notebooks --out build/notebooks
+
 clean: ## remove outputs and caches
 	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
@@ -76,9 +80,13 @@ $(RUNTIME): $(REQUIREMENTS) | $(BIN)/pip
 	$(INSTALL) --editable '.[runtime]'
 	@touch $(CORE) $@
 
+$(NOTEBOOKS): $(REQUIREMENTS) | $(BIN)/pip
+	$(INSTALL) --editable '.[notebooks]'
+	@touch $(CORE) $@
+
 $(DEV): $(REQUIREMENTS) | $(BIN)/pip
 	$(INSTALL) --editable '.[dev]'
-	@touch $(CORE) $(RUNTIME) $@
+	@touch $(CORE) $(RUNTIME) $(NOTEBOOKS) $@
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; found = sys.version.split()[0]; sys.version_info < (3, 11) and sys.exit("tierwise needs Python 3.11 or newer, but $(PYTHON) is Python " + found + ". Name another one: make PYTHON=python3.11")'

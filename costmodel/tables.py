@@ -12,10 +12,11 @@ from costmodel.units import GiB
 
 def policy_frame(costed: Sequence[tuple[Policy, Estimate]]) -> pd.DataFrame:
     """One row for each policy with its estimate."""
-    return pd.DataFrame([_row(policy, cost) for policy, cost in costed])
+    return pd.DataFrame([policy_row(policy, cost) for policy, cost in costed])
 
 
-def _row(policy: Policy, cost: Estimate) -> dict[str, object]:
+def policy_row(policy: Policy, cost: Estimate) -> dict[str, object]:
+    """The columns of one policy: speed, batch shape, splits in percent, switches, peaks, bottlenecks."""
     row: dict[str, object] = {
         "throughput_tok_per_s": cost.throughput_tok_per_s,
         "latency_s": cost.latency_s,

@@ -139,9 +139,10 @@ def _measure(args: argparse.Namespace) -> int:
         records.write_json(machine.to_dict(), args.out)
         written.append(str(args.out))
     if args.plot is not None:
-        from profiler import plot
+        from costmodel.figures.machine import profile_figure
+        from costmodel.figures.style import render
 
-        content = plot.rendered(plot.figure(found, machine), parsing.figure_format(args.plot))
+        content = render(profile_figure(machine), parsing.figure_format(args.plot))
         records.write_bytes(content, args.plot)
         written.append(str(args.plot))
     if args.out == parsing.STANDARD_OUTPUT:

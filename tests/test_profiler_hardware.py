@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from costmodel.errors import TierwiseError
+from costmodel.figures.machine import profile_figure
+from costmodel.figures.style import render
 from costmodel.hardware import Hardware
 from profiler import hardware as made
-from profiler import pairs, plot, report
+from profiler import pairs, report
 from profiler.capacity import Capacity
 from profiler.effort import EFFORTS
 from profiler.session import Profile
@@ -193,7 +195,7 @@ def test_summary_of_a_gpu_names_its_datasheet(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(("file_format", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_figure_in_every_format(machine: Hardware, file_format: str, start: bytes) -> None:
-    canvas = plot.figure(profile_of(machine_readings()), machine)
-    titles = [axes.get_title() for axes in canvas.axes]
-    assert titles == ["Matrix products", "Links (dotted: fit; disk: direct I/O)", "Decode attention"]
-    assert plot.rendered(canvas, file_format).startswith(start)
+    figure = profile_figure(machine)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["Matrix products (bfloat16)", "Links (grey: the fitted lines)", "Attention over the KV cache"]
+    assert render(figure, file_format).startswith(start)

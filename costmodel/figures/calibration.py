@@ -11,17 +11,19 @@ from costmodel.figures.style import (
     INK,
     LEGEND,
     NORMAL,
+    PAGE,
     SKY,
     SMALL,
     VERMILION,
     add_titles,
+    paper_figure,
     plain_frame,
 )
 
 
 def calibration_figure(found: Calibration) -> Figure:
     """Errors of the fitted runs beside the published model's, and of the predictions without refitting."""
-    figure = Figure(figsize=(11.0, 5.4), layout="constrained")
+    figure = paper_figure(PAGE, 3.7)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     draw_errors(left, found)
     draw_predictions(right, found)
@@ -48,10 +50,10 @@ def draw_errors(axes: Axes, found: Calibration) -> Axes:
             places,
             linestyle="none",
             marker=marker,
-            markersize=6,
+            markersize=4.2,
             color=colour,
             markerfacecolor=colour if filled else "white",
-            markeredgewidth=1.4,
+            markeredgewidth=1.1,
             label=label,
         )
     axes.set_yticks(places, names, fontsize=SMALL)
@@ -80,9 +82,9 @@ def draw_predictions(axes: Axes, found: Calibration) -> Axes:
             color=INK,
         )
     axes.set_yticks(places, [name for name, _ in named], fontsize=SMALL)
-    axes.margins(x=0.35)
+    axes.margins(x=0.6)
     _error_axis(axes)
-    axes.set_xlabel("error of what was never fitted (%)", fontsize=NORMAL)
+    axes.set_xlabel("error, never fitted (%)", fontsize=NORMAL)
     return axes
 
 

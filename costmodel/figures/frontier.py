@@ -21,6 +21,7 @@ from costmodel.figures.style import (
     SMALL,
     VERMILION,
     add_titles,
+    paper_figure,
     plain_frame,
     workload_text,
 )
@@ -43,7 +44,7 @@ _TIMES = tuple(
 
 def frontier_figure(found: Frontier) -> Figure:
     """Throughput against latency, one marker a policy."""
-    figure = Figure(figsize=(8.0, 5.2), layout="constrained")
+    figure = paper_figure(5.2, 3.4)
     draw_frontier(figure.subplots(), found)
     below = f"{workload_text(found.points[-1], limit=False)}; the best policy under each of the limits tried"
     below += "\nlabels: prompts of a GPU batch × GPU batches"
@@ -64,7 +65,7 @@ def draw_frontier(axes: Axes, found: Frontier) -> Axes:
             throughput,
             marker=_MARKERS[style % len(_MARKERS)],
             color=_SERIES[style % len(_SERIES)],
-            markersize=7,
+            markersize=5,
             markeredgecolor="white",
             linestyle="none",
             zorder=2,
@@ -80,7 +81,7 @@ def draw_frontier(axes: Axes, found: Frontier) -> Axes:
             marker=_MARKERS[i % len(_MARKERS)],
             color=_SERIES[i % len(_SERIES)],
             linestyle="none",
-            markersize=7,
+            markersize=5,
             label=name,
         )
         for name, i in series.items()
@@ -114,7 +115,7 @@ def _way(policy: Policy) -> str:
 
 def _around(latencies: Sequence[float]) -> tuple[float, float]:
     """Limits of the latency axis: room for a label on the left."""
-    return min(latencies) / 1.35, max(latencies) * 1.2
+    return min(latencies) / 1.6, max(latencies) * 1.2
 
 
 def _round_time(seconds: float) -> str:
@@ -131,13 +132,13 @@ def _label_points(axes: Axes, found: Frontier) -> None:
     for point in reversed(found.points):
         at = axes.transData.transform((point.estimate.latency_s, point.estimate.throughput_tok_per_s))
         x, y = float(at[0]), float(at[1])
-        if any(abs(x - other) < 46 and abs(y - height) < 14 for other, height in placed):
+        if any(abs(x - other) < 36 and abs(y - height) < 10 for other, height in placed):
             continue
         placed.append((x, y))
         axes.annotate(
             f"{point.policy.gpu_batch_size} × {point.policy.num_gpu_batches}",
             (point.estimate.latency_s, point.estimate.throughput_tok_per_s),
-            xytext=(-5, 5),
+            xytext=(-4, 3),
             textcoords="offset points",
             ha="right",
             fontsize=SMALL,

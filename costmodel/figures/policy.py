@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from costmodel import words
@@ -18,10 +19,12 @@ from costmodel.figures.style import (
     LEGEND,
     NORMAL,
     ORANGE,
+    PAGE,
     SKY,
     SMALL,
     VERMILION,
     add_titles,
+    paper_figure,
     plain_frame,
     workload_text,
 )
@@ -31,6 +34,7 @@ from costmodel.residency import KINDS, Plan, residency
 from costmodel.units import format_bytes, format_seconds
 
 KIND_COLOURS = {"weights": BLUE, "cache": ORANGE, "activations": GREEN, "buffers": GREY}
+HATCHES = {"weights": "", "cache": "////", "activations": "....", "buffers": "xxxx"}
 PHASE_COLOURS = {"prefill": SKY, "decode": VERMILION}
 _ON = {"weights": "white", "cache": INK, "activations": "white", "buffers": INK, "prefill": INK, "decode": "white"}
 
@@ -40,14 +44,14 @@ FULLEST_SHOWN = 6.0
 
 def policy_figure(plan: Plan) -> Figure:
     """Where everything lives, and what is busy: a search result or an estimate at a glance."""
-    figure = Figure(figsize=(11.0, 4.9), layout="constrained")
+    figure = paper_figure(PAGE, 3.7)
     left, right = figure.subplots(1, 2)
     draw_memory(left, plan)
     draw_busy(right, plan)
     cost = plan.estimate
     fits = "" if cost.feasible else " (does not fit)"
     title = f"{plan.model.name} on {plan.hardware.name}: {words.number(cost.throughput_tok_per_s)} token/s{fits}"
-    below = f"{workload_text(plan)}\n{words.batches(plan.policy)}; {', '.join(words.switches(plan.policy))}"
+    below = f"{workload_text(plan)}\n{words.batches(plan.policy)}\n{', '.join(words.switches(plan.policy))}"
     add_titles(figure, title, below, colour=INK if cost.feasible else VERMILION)
     return figure
 
@@ -65,19 +69,20 @@ def draw_memory(axes: Axes, plan: Plan) -> Axes:
         left = 0.0
         for kind in KINDS:
             width = min(_share(held[tier][kind], limit or peak / most), most - left)
-            axes.barh(place, width, left=left, height=0.5, color=KIND_COLOURS[kind], edgecolor="white", linewidth=0.6)
-            if width > 0.14 * most:
+            axes.barh(place, width, left=left, height=0.5, **_bar(kind, KIND_COLOURS[kind]))
+            if width > 0.19 * most:
                 size = format_bytes(held[tier][kind])
-                axes.text(left + width / 2, place, size, ha="center", va="center", fontsize=SMALL, color=_ON[kind])
+                label = _label(kind, KIND_COLOURS[kind])
+                axes.text(left + width / 2, place, size, ha="center", va="center", fontsize=SMALL, **label)
             left += width
         if limit > 0:
             axes.vlines(1.0, place - 0.33, place + 0.28, color=INK, linewidth=1.0, linestyle=DASHES)
         if limit == 0 < peak or _share(peak, limit) > most:
-            axes.plot(most, place, marker=">", color=INK, markersize=8, clip_on=False)
+            axes.plot(most, place, marker=">", color=INK, markersize=5.5, clip_on=False)
         colour, weight = (VERMILION, "bold") if tier in cost.violations else (INK, "normal")
         text = f"{words.memory_name(tier)}: {_of(peak, limit)}"
         axes.text(0, place + 0.3, text, ha="left", va="bottom", fontsize=NORMAL, color=colour, fontweight=weight)
-    _legend_below(axes, {words.KINDS[kind]: colour for kind, colour in KIND_COLOURS.items()})
+    _legend_below(axes, {words.KINDS[kind]: _bar(kind, colour) for kind, colour in KIND_COLOURS.items()})
     axes.set_yticks([])
     axes.set_ylim(-0.4, len(TIERS) - 0.3)
     _share_axis(axes, most, "share of the usable memory, at its fullest moment")
@@ -96,7 +101,7 @@ def draw_busy(axes: Axes, plan: Plan) -> Axes:
         shares, busiest = cost.busy_share(phase), cost.bottleneck[phase]
         for place, resource in zip(places, RESOURCES, strict=True):
             share, y = shares[resource], place + 0.4 - height * (i + 0.5)
-            axes.barh(y, share, height=height * 0.9, color=PHASE_COLOURS[phase])
+            axes.barh(y, share, height=height * 0.9, **_bar(phase, PHASE_COLOURS[phase]))
             if share > 0:
                 inside = share > 0.3
                 axes.text(
@@ -110,7 +115,10 @@ def draw_busy(axes: Axes, plan: Plan) -> Axes:
                     fontweight="bold" if resource == busiest else "normal",
                 )
     axes.axvline(1.0, color=INK, linewidth=1.0, linestyle=DASHES)
-    lengths = {f"{phase}, {format_seconds(seconds)} a block": PHASE_COLOURS[phase] for phase, seconds in phases.items()}
+    lengths = {
+        f"{phase}, {format_seconds(seconds)} a block": _bar(phase, PHASE_COLOURS[phase])
+        for phase, seconds in phases.items()
+    }
     _legend_below(axes, lengths)
     axes.set_yticks(places, [words.resource_name(resource) for resource in RESOURCES], fontsize=NORMAL)
     axes.tick_params(axis="y", length=0)
@@ -119,8 +127,19 @@ def draw_busy(axes: Axes, plan: Plan) -> Axes:
     return axes
 
 
-def _legend_below(axes: Axes, colours: dict[str, str]) -> None:
-    handles = [Line2D([], [], color=colour, linewidth=7, label=label) for label, colour in colours.items()]
+def _bar(kind: str, colour: str) -> dict[str, Any]:
+    """Keywords of a bar: what the colour says, the hatch says too."""
+    return {"facecolor": colour, "edgecolor": "white", "linewidth": 0.6, "hatch": HATCHES.get(kind, "")}
+
+
+def _label(kind: str, colour: str) -> dict[str, Any]:
+    """Keywords of a text inside a bar, on a patch without a hatch."""
+    patch = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.15"}
+    return {"color": _ON[kind], "bbox": patch if HATCHES.get(kind) else None}
+
+
+def _legend_below(axes: Axes, looks: dict[str, dict[str, Any]]) -> None:
+    handles = [Patch(label=label, **look) for label, look in looks.items()]
     below = (0.5, -0.15)
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=below, ncols=len(handles), **LEGEND)
 

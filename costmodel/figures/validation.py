@@ -16,11 +16,13 @@ from costmodel.figures.style import (
     LEGEND,
     NORMAL,
     ORANGE,
+    PAGE,
     PURPLE,
     SKY,
     SMALL,
     VERMILION,
     add_titles,
+    paper_figure,
     plain_frame,
 )
 from costmodel.formulations.base import RESOURCES
@@ -48,7 +50,7 @@ _LABELS = {"throughput": "throughput", "prefill": "prefill time", "decode": "dec
 
 def validation_figure(found: Validation) -> Figure:
     """Predicted against measured, and where the errors are; for a validation with at least one run."""
-    figure = Figure(figsize=(11.0, 5.4), layout="constrained")
+    figure = paper_figure(PAGE, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1))
     draw_throughput(left, found)
     draw_errors(right, found)
@@ -83,7 +85,7 @@ def draw_throughput(axes: Axes, found: Validation) -> Axes:
                 linestyle="none",
                 marker=marker,
                 color=colour,
-                markersize=7,
+                markersize=5,
                 markeredgecolor="white",
                 label=label,
             )
@@ -127,13 +129,13 @@ def draw_errors(axes: Axes, found: Validation) -> Axes:
                 linestyle="none",
                 marker=(">" if error > 0 else "<") if beyond else marker,
                 color=colour,
-                markersize=6,
+                markersize=4.2,
                 markeredgecolor="white",
                 alpha=0.9,
                 clip_on=False,
             )
         median = float(table[_column(name)].median()) * 100
-        axes.vlines(max(-MOST_SHOWN, min(MOST_SHOWN, median)), place - 0.32, place + 0.32, color=INK, linewidth=1.6)
+        axes.vlines(max(-MOST_SHOWN, min(MOST_SHOWN, median)), place - 0.32, place + 0.32, color=INK, linewidth=1.2)
     axes.set_yticks(range(len(shown)), [_LABELS[name] for name in reversed(shown)], fontsize=NORMAL)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=SMALL)
