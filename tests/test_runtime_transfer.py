@@ -213,3 +213,20 @@ def test_copies_on_cuda_run_beside_the_computation_and_are_exact() -> None:
         assert up.done()
         assert down.done()
     assert torch.equal(back, source ^ 255)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_that_is_still_being_copied_on_cuda_is_not_given_out() -> None:
+    """Whoever drops a tensor and the pending copy of it must not get its memory written by the next kernel."""
+    nbytes = 2**28
+    back = tiers.host_buffer(nbytes, pinned=True)
+    with Copier(tiers.select_device("cuda")) as copier:
+        for _ in range(4):
+            near = torch.ones(nbytes, dtype=torch.uint8, device="cuda")
+            copier.copy(back, near, after=(copier.mark(),))
+            del near
+            other = torch.full((nbytes,), 2, dtype=torch.uint8, device="cuda")
+            torch.cuda.synchronize()
+            assert bool((back == 1).all())
+            del other
