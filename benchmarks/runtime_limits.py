@@ -14,7 +14,6 @@ Exit code 1 if a target is missed. Other programs on the machine disturb all of 
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from costmodel import records
 from costmodel.hardware import Hardware
 from costmodel.measurement import Measurement
 from costmodel.policy import Policy, Split
@@ -30,7 +30,7 @@ from costmodel.units import format_rate
 from runtime import LLM, SamplingParams, environment, layers
 from runtime.disk import DiskFile, DiskPool
 from runtime.execute import PREFILL_ROWS
-from runtime.tiers import host_buffer
+from runtime.tiers import host_buffer, select_device, synchronize
 
 TOLERANCE = 0.15
 LEAST_HIDDEN = 0.85
@@ -44,10 +44,11 @@ def main() -> int:
     parser.add_argument("--model", default="dummy:opt-1.3b")
     parser.add_argument("--offload-dir", type=Path, required=True, help="a directory on the disk to be used")
     parser.add_argument("--hardware", default=None, help="a hardware file of this machine (default: a quick profile)")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--json", type=Path, help="write the figures with their origin")
     parser.add_argument("--only", type=int, nargs="*", choices=(1, 2, 3, 4), default=[1, 2, 3, 4])
     args = parser.parse_args()
-    bench = Bench(args.model, args.offload_dir, args.hardware)
+    bench = Bench(args.model, args.offload_dir, args.hardware, args.device)
     origin = environment.describe(bench.device, args.offload_dir)
     print(
         f"{args.model} on {origin['cpu']['name']}, {environment.usable_cores()} cores, "
@@ -64,23 +65,24 @@ def main() -> int:
     for part in found:
         print(f"{part['name']:<28}{part['figure']:<34}{part['limit']:<40}{'yes' if part['met'] else 'NO'}")
     if args.json is not None:
-        args.json.write_text(json.dumps({"origin": origin, "results": found}, indent=2) + "\n", encoding="utf-8")
+        records.write_json({"origin": origin, "results": found}, args.json)
     return 0 if all(part["met"] for part in found) else 1
 
 
 class Bench:
     """One model on one disk."""
 
-    def __init__(self, model: str, directory: Path, hardware: str | None) -> None:
+    def __init__(self, model: str, directory: Path, hardware: str | None, device: str) -> None:
         self.model, self.directory = model, directory
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = select_device(device)
         self.hardware: Any = None if hardware is None else Hardware.from_file(hardware)
 
     def run(
         self, policy: Policy, prompt_len: int, gen_len: int, after: Callable[[LLM], None] | None = None
     ) -> Measurement:
         """One block of random prompts."""
-        with LLM(self.model, policy=policy, hardware=self.hardware, offload_dir=self.directory) as llm:
+        options = {"hardware": self.hardware, "offload_dir": self.directory, "device": self.device.type}
+        with LLM(self.model, policy=policy, **options) as llm:
             self.hardware = llm.hardware if self.hardware is None else self.hardware
             generator = torch.Generator().manual_seed(1)
             prompts = torch.randint(llm.vocab_size, (policy.block_size, prompt_len), generator=generator).tolist()
@@ -157,9 +159,11 @@ class Bench:
             products.append((torch.randn(rows, into, dtype=llm.dtype, device=llm.device), layers.Linear(weight=weight)))
         seconds = []
         for _ in range(8):
+            synchronize(llm.device)
             began = time.perf_counter()
             for x, weight in products:
                 layers.linear(x, weight)
+            synchronize(llm.device)
             seconds.append(time.perf_counter() - began)
         return 2 * rows * sum(out * into for out, into in shapes) / sorted(seconds)[len(seconds) // 2]
 

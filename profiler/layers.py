@@ -48,9 +48,11 @@ class PrefillAttention:
 class DecodeAttention:
     """Attention of one new token over a cache that no processor's cache holds."""
 
-    def __init__(self, device: torch.device, effort: Effort, weight: float) -> None:
+    def __init__(
+        self, device: torch.device, effort: Effort, weight: float, *, dtype: torch.dtype | None = None
+    ) -> None:
         self.device, self.effort, self.weight = device, effort, weight
-        self.dtype = compute_dtype(device)
+        self.dtype = compute_dtype(device) if dtype is None else dtype
         self.title = f"decode attention on the {_processor(device)}"
 
     def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
@@ -88,9 +90,11 @@ class Quantization:
 
     title = "4-bit values"
 
-    def __init__(self, device: torch.device, effort: Effort, weight: float) -> None:
+    def __init__(
+        self, device: torch.device, effort: Effort, weight: float, *, dtype: torch.dtype | None = None
+    ) -> None:
         self.device, self.effort, self.weight = device, effort, weight
-        self.dtype = compute_dtype(device)
+        self.dtype = compute_dtype(device) if dtype is None else dtype
 
     def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
         """Values/s of a cache each way; FLOP/s of products that take 4-bit weights."""

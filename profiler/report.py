@@ -46,10 +46,15 @@ def show(found: Profile, machine: Hardware, written: list[str]) -> None:
         table.add_row(*cells)
     room = found.capacity
     first = f"{units.format_bytes(room.gpu_bytes)} first tier ({room.gpu_origin})"
-    second = f"{units.format_bytes(room.cpu_bytes)} second tier ({room.cpu_origin})"
+    second = (
+        f"{units.format_bytes(room.cpu_bytes)} second tier ({room.cpu_origin})" if room.cpu_bytes else "no second tier"
+    )
     disk = f"{machine.disk.name}: {units.format_bytes(room.disk_bytes)} free; {found.offload['method']}"
     facts = terminal.facts(
-        ("machine", f"{machine.gpu.name}; {machine.description}"), ("memory", f"{first}; {second}"), ("disk", disk)
+        ("machine", machine.gpu.name),
+        ("profile", machine.description),
+        ("memory", f"{first}; {second}"),
+        ("disk", disk),
     )
     parts: list[terminal.Renderable] = [facts, terminal.heading("Measured"), table]
     for note in notes(found):
@@ -65,8 +70,8 @@ def notes(found: Profile) -> list[str]:
     told = list(found.notes)
     if wide:
         told.append(
-            f'{wide} of {total} figures vary by more than {WIDE_SPREAD:.0%} between repeats (marked ~ here, "wide" in '
-            "the file): measure again on an idle machine, or with --thorough"
+            f"{wide} of {total} figures vary by more than {WIDE_SPREAD:.0%} between repeats (~) or had too few repeats "
+            '(~?), "wide" in the file: measure again on an idle machine, or with --thorough'
         )
     return told
 

@@ -139,8 +139,11 @@ def _probes(
         layers.WholeLayer(device, effort, weight=3.0),
     ]
     if cuda:
-        host = torch.device("cpu")
-        probes += [layers.DecodeAttention(host, effort, weight=5.0), layers.Quantization(host, effort, weight=3.0)]
+        host = torch.device("cpu")  # which attends to a cache in the type that the GPU computes in
+        probes += [
+            layers.DecodeAttention(host, effort, weight=5.0, dtype=dtype),
+            layers.Quantization(host, effort, weight=3.0, dtype=dtype),
+        ]
     if effort.other_dtypes:
         others = [torch.bfloat16, torch.float32] if cuda else [torch.float32]
         probes += [compute.Products(device, effort, other, [1, 16, 256], weight=5.0) for other in others]

@@ -149,11 +149,20 @@ def gpu_record(device: torch.device) -> dict[str, Any] | None:
         "mig.mode.current",
     )
     values = _run(
-        "nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={device.index or 0}"
+        "nvidia-smi",
+        f"--query-gpu={','.join(fields)}",
+        "--format=csv,noheader",
+        f"--id={_driver_id(device, properties)}",
     ).split(",")
     if len(values) == len(fields):
         record |= {field: value.strip() for field, value in zip(fields, values, strict=True)}
     return record
+
+
+def _driver_id(device: torch.device, properties: object) -> str:
+    """How the driver calls a device: torch's numbers count only those that CUDA_VISIBLE_DEVICES leaves."""
+    uuid = getattr(properties, "uuid", None)
+    return str(device.index or 0) if uuid is None else f"GPU-{uuid}"
 
 
 def disk_record(directory: Path) -> dict[str, Any]:

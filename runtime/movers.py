@@ -22,7 +22,8 @@ from runtime.timeline import Timeline
 from runtime.transfer import Copier
 
 RELAY_THREADS = 2
-"""Threads that join the halves of a way through host memory: one waits for the disk, one for the device."""
+"""Threads each way that join the halves of a way through host memory. A store waits for the computation, which is
+launched ahead of time: loads have threads of their own, or they would wait behind it."""
 
 
 class Relayed(Pending):
@@ -57,7 +58,8 @@ class Movers:
         self.device, self.overlap, self.timeline = device, overlap, timeline
         self.disk = DiskPool(threads=disk_threads, chunk_bytes=chunk_bytes, observer=timeline.add)
         self.copier = Copier(device, threads=copy_threads, observer=timeline.add)
-        self._joins = ThreadPoolExecutor(RELAY_THREADS, thread_name_prefix="tierwise-relay")
+        self._loads = ThreadPoolExecutor(RELAY_THREADS, thread_name_prefix="tierwise-load")
+        self._stores = ThreadPoolExecutor(RELAY_THREADS, thread_name_prefix="tierwise-store")
         self._files: list[DiskFile] = []
 
     def open(self, path: str | os.PathLike[str], *, writable: bool = False) -> DiskFile:
@@ -130,7 +132,7 @@ class Movers:
             self.disk.read(file, offset, relay, name=name).synchronize()
             return self.copier.copy(target, relay, after=(free,), link="cpu_to_gpu", name=name)
 
-        return self._ended(Relayed(self._joins.submit(carry)))
+        return self._ended(Relayed(self._loads.submit(carry)))
 
     def store(self, file: DiskFile, offset: int, source: Tensor, *, name: str, relay: Tensor | None = None) -> Pending:
         """Write to a file; a source on a CUDA device passes through ``relay``, which must be free."""
@@ -143,7 +145,7 @@ class Movers:
             here.synchronize()
             return self.disk.write(file, offset, relay, name=name)
 
-        return self._ended(Relayed(self._joins.submit(carry)))
+        return self._ended(Relayed(self._stores.submit(carry)))
 
     def computing(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Measures what is computed inside."""
@@ -165,7 +167,8 @@ class Movers:
 
     def close(self) -> None:
         """Finish what was started, end the threads, close the files."""
-        self._joins.shutdown(wait=True)
+        self._stores.shutdown(wait=True)  # loads may wait for them
+        self._loads.shutdown(wait=True)
         self.copier.close()
         self.disk.close(cancel=True)
         for file in self._files:

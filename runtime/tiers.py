@@ -91,16 +91,32 @@ def host_buffer(nbytes: int, *, pinned: bool = False) -> torch.Tensor:
     if pinned:
         code = int(cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
         if code != 0:
+            _forget_error()
             raise InputError(f"{units.format_bytes(nbytes)} of host memory cannot be pinned: CUDA error {code}")
         mapped.pinned_at = buffer.data_ptr()
     return buffer[:nbytes]
 
 
+def _forget_error() -> None:
+    """Take a refusal out of CUDA's memory, where the next kernel's check would find it and take it for its own."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+
+
 def device_buffer(nbytes: int, device: torch.device) -> torch.Tensor:
-    """``nbytes`` of the first tier as a flat uint8 tensor, contents undefined."""
+    """``nbytes`` of the first tier as a flat uint8 tensor, contents undefined.
+
+    Memory that cannot be had is an :class:`~costmodel.errors.InputError`.
+    """
     if device.type == "cpu":
         return host_buffer(nbytes)
-    return torch.empty(nbytes, dtype=torch.uint8, device=device)
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError:
+        free, total = (units.format_bytes(size) for size in torch.cuda.mem_get_info(device))
+        raise InputError(
+            f"{units.format_bytes(nbytes)} of GPU memory cannot be allocated: {free} of {total} are free"
+        ) from None
 
 
 def view(buffer: torch.Tensor, dtype: torch.dtype, *shape: int) -> torch.Tensor:

@@ -43,6 +43,10 @@ class Copier:
         self._pool: ThreadPoolExecutor | None = None
         if device.type == "cuda":
             self._up, self._down = stream_of(device), stream_of(device)
+            if observer is not None:  # events know no clock: tie one to ours now, so that the loop need not stop for it
+                torch.cuda.synchronize(device)
+                self._zero = (time.perf_counter(), recorded(torch.cuda.current_stream(device), timed=True))
+                self._zero[1].synchronize()
         else:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tierwise-copy")
 
@@ -86,6 +90,8 @@ class Copier:
             start = recorded(stream, timed=timed) if timed else None
             target.copy_(source, non_blocking=True)
             event = recorded(stream, timed=timed)
+        # Whoever drops the device's tensor may do so before it was copied: its memory must not be given out until then.
+        (target if target.is_cuda else source).record_stream(stream)
         if start is not None:
             self._timed.append(("cpu_to_gpu" if target.is_cuda else "gpu_to_cpu", name, start, event, target.nbytes))
         return OnStream(event, target, source)
@@ -93,11 +99,13 @@ class Copier:
     @contextlib.contextmanager
     def computing(self, name: str) -> Iterator[None]:
         """Tell the observer how long the first tier's processor works on what is launched inside."""
+        if self._observer is None:
+            yield
+            return
         if self._up is None:
             began = time.perf_counter()
             yield
-            if self._observer is not None:
-                self._observer("gpu_compute", name, began, time.perf_counter(), 0)
+            self._observer("gpu_compute", name, began, time.perf_counter(), 0)
             return
         stream = torch.cuda.current_stream(self.device)
         start = recorded(stream, timed=True)
@@ -106,12 +114,8 @@ class Copier:
 
     def report(self) -> None:
         """Tell the observer of the copies that a CUDA device has made; call it now and then, after waiting."""
-        if self._observer is None or self._up is None:
+        if self._observer is None or self._zero is None:
             return
-        if self._zero is None:  # events know no clock: tie one to ours
-            torch.cuda.synchronize(self.device)
-            self._zero = (time.perf_counter(), recorded(torch.cuda.current_stream(self.device), timed=True))
-            self._zero[1].synchronize()
         base, zero = self._zero
         done = [entry for entry in self._timed if entry[3].query()]  # type: ignore[no-untyped-call]
         for entry in done:
@@ -143,6 +147,9 @@ class Copier:
 
     def close(self) -> None:
         """Finish what was started and end the threads."""
+        for stream in (self._up, self._down):
+            if stream is not None:  # host memory is unmapped by its owner soon after
+                stream.synchronize()
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.commands import arguments, outcome, output, parsing, signals, terminal
 from costmodel.errors import InfeasibleError, InputError, TierwiseError
+from costmodel.formulations.roofline import HOST_MEMORY_KINDS
 from costmodel.hardware import Hardware, quantities
+from costmodel.overrides import with_overrides
 from costmodel.policy import Policy
 from costmodel.validation import Space, Validation, draw
 from costmodel.workload import Workload
@@ -34,10 +36,17 @@ examples:
   %(prog)s --hardware my-machine.json --compress-weights off --compress-cache off --fail-above 10
       without 4-bit storage, for CI: an error where the median error of throughput is above 10 %%
 
-exit codes: 0 done, 1 above --fail-above, 2 bad input, 3 nothing fits, 5 the disk failed, 130 interrupted
+exit codes: 0 done, 1 above --fail-above, 2 bad input, 3 nothing fits, 5 the disk failed,
+75 stopped by --time-limit (--resume goes on), 130 interrupted
 """
 
 MODEL = "dummy:opt-125m"
+
+UNFINISHED = 75
+"""The exit code where the time was up: call again (EX_TEMPFAIL of sysexits.h)."""
+
+LIBRARY_BYTES = 512 * 2**20
+"""What CUDA's libraries and kernels take of a GPU's memory once they were used: it was free before the first run."""
 
 BUSY = 0.5
 """Runnable programs a core above which measurements say more about the other programs."""
@@ -109,6 +118,12 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         default=10.0,
         help="the longest that a run may take by the prediction (default: 10 s)",
     )
+    group.add_argument(
+        "--time-limit",
+        metavar="TIME",
+        type=parsing.seconds,
+        help="stop before a run that would end later than this after the start; --resume goes on (default: none)",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -119,6 +134,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.resume:
         raise InputError(f"--out is {args.out}: that file exists; --resume goes on with it, or name another one")
     found = _validated(args)
+    if found.left:
+        done = f"{len(found.measurements)} of {len(found.drawn)} runs"
+        engine_flags.say(f"--time-limit is reached: {args.out} has {done}; --resume goes on with them")
+        return UNFINISHED
     written = [str(args.out)]
     if args.plot is not None:
         from costmodel.figures.validation import validation_figure
@@ -141,8 +160,9 @@ def _check_limit(limit_percent: float | None, median_percent: float) -> None:
 def _validated(args: argparse.Namespace) -> Validation:
     engine_flags.require_torch()
     from runtime import environment
-    from runtime.validation_runs import run_all
+    from runtime.validation_runs import TimeLimit, run_all
 
+    limit = None if args.time_limit is None else TimeLimit(args.time_limit)
     load = environment.load_per_core()
     if load > BUSY:
         engine_flags.say(
@@ -156,7 +176,14 @@ def _validated(args: argparse.Namespace) -> Validation:
             return _engine(args, conversions, policy=policy, hardware=found.hardware)
 
         try:
-            found = run_all(found, engine, _workload(args), say=engine_flags.say, keep=lambda now: now.save(args.out))
+            found = run_all(
+                found,
+                engine,
+                _workload(args),
+                say=engine_flags.say,
+                keep=lambda now: now.save(args.out),
+                limit=limit,
+            )
         except KeyboardInterrupt:
             if args.out.exists():
                 engine_flags.say(f"the runs so far are in {args.out}: --resume goes on with them")
@@ -176,6 +203,8 @@ def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> V
         return found
     with _engine(args, conversions) as llm:
         hardware, spec = llm.hardware, llm.spec
+    if args.gpu_memory is None and hardware.gpu.kind not in HOST_MEMORY_KINDS:
+        hardware = with_overrides(hardware, gpu_memory=hardware.capacity_bytes["gpu"] - LIBRARY_BYTES)
     engine_flags.say(f"drawing {args.runs} policies for {spec.name} on {hardware.name}")
     space = Space(
         hardware=hardware,

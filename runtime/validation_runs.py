@@ -1,12 +1,15 @@
 """Running the policies of a validation one after another, in one process, one engine a policy."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from costmodel import words
+from costmodel import units, words
+from costmodel.estimate import estimate
 from costmodel.measurement import Measurement
+from costmodel.model import BYTES_PER_VALUE
 from costmodel.policy import Policy
 from costmodel.validation import Drawn, Validation
 from costmodel.workload import Workload
@@ -21,21 +24,66 @@ Say = Callable[[str], None]
 _SEED = 1
 _WARM_UP_TOKENS = 2
 
+FIRST_PACE = 1.5
+"""By how much runs may take longer than expected, until the first of a process has shown it."""
+
+
+class TimeLimit:
+    """Whether the next run still ends within ``seconds`` from now on."""
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._end, self._now = now() + seconds, now
+        self._slowest: float | None = None
+
+    def allows(self, expected_s: float) -> bool:
+        """Whether there is time for a run of so many seconds, at the pace of the slowest one so far."""
+        pace = FIRST_PACE if self._slowest is None else max(1.0, self._slowest)
+        return self._now() + pace * expected_s <= self._end
+
+    def learn(self, expected_s: float, took_s: float) -> None:
+        """What a run took beside what was expected."""
+        self._slowest = max(self._slowest or 0.0, took_s / expected_s)
+
 
 def run_all(
-    validation: Validation, engines: Engines, workload: Workload, *, say: Say, keep: Callable[[Validation], None]
+    validation: Validation,
+    engines: Engines,
+    workload: Workload,
+    *,
+    say: Say,
+    keep: Callable[[Validation], None],
+    limit: TimeLimit | None = None,
 ) -> Validation:
-    """Run what is left; ``keep`` is told the validation after every run, ``say`` a line of it."""
+    """Run what is left, up to the limit; ``keep`` is told the validation after every run, ``say`` a line of it."""
     count, done = len(validation.drawn), len(validation.measurements)
-    if validation.left:
-        # What a process does once (threads, kernels chosen at their first call) belongs to no policy.
-        _run(validation.left[0].policy.replace(gpu_batch_size=1, num_gpu_batches=1), engines, workload, warm_up=True)
+    warm = False
     for number, drawn in enumerate(validation.left, start=done + 1):
+        expected_s = 0.0 if limit is None else _expected_s(drawn.policy, engines, workload)
+        if limit is not None and not limit.allows(expected_s if warm else 2 * expected_s):
+            say(f"no time is left for the next run, which should take {units.format_seconds(expected_s)}")
+            break
+        if not warm:  # what a process does once (threads, kernels chosen at their first call) belongs to no policy
+            _run(drawn.policy.replace(gpu_batch_size=1, num_gpu_batches=1), engines, workload, warm_up=True)
+            warm = True
+        began = time.monotonic()
         found = _run(drawn.policy, engines, workload)
+        if limit is not None:
+            limit.learn(expected_s, time.monotonic() - began)
         validation = validation.with_run(found)
         keep(validation)
         say(run_line(number, count, drawn, found))
     return validation
+
+
+def _expected_s(policy: Policy, engines: Engines, workload: Workload) -> float:
+    """Seconds of a run: weights that stay in memory are read from the disk, then comes the block."""
+    with engines(policy) as engine:
+        model, hardware = engine.spec, engine.hardware
+        wider = engine.dtype.itemsize / BYTES_PER_VALUE
+    cost = estimate(policy, hardware=hardware, model=model, workload=workload)
+    layers = model.num_layers * model.layer_weight_bytes(compressed=policy.compress_weights)
+    kept = (model.embedding_bytes + model.head_bytes + layers) * (1 - policy.weights.disk) * wider
+    return kept / hardware.links.disk_read.bytes_per_s.effective + cost.latency_s
 
 
 def run_line(number: int, count: int, drawn: Drawn, found: Measurement) -> str:

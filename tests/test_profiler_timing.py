@@ -54,6 +54,14 @@ def test_short_work_is_repeated_within_a_sample() -> None:
     assert len(clock.calls) == 1 + 5 * 200
 
 
+def test_a_first_call_that_loads_what_it_needs_does_not_decide_the_repeats() -> None:
+    clock = Clock()
+    first = iter([0.5])
+    samples = timer(clock).samples(clock.work(lambda: next(first, 1e-5)), budget_s=2.0)
+    assert samples == pytest.approx([1e-5] * 5)
+    assert len(clock.calls) == 1 + 1 + 5 * 200  # the warm-up, a call that turns out to be short, five samples
+
+
 def test_work_longer_than_the_budget_is_its_own_sample() -> None:
     clock = Clock()
     assert timer(clock).samples(clock.work(3.0), budget_s=2.0) == (3.0,)

@@ -104,4 +104,15 @@ def test_continuous_integration_script_is_executable() -> None:
 def test_make_lists_its_targets() -> None:
     done = subprocess.run(["make", "--no-print-directory", "-C", ROOT], capture_output=True, text=True, check=True)
     targets = [line.split()[1] for line in done.stdout.splitlines()]
-    assert targets == ["help", "demo", "test", "test-gpu", "lint", "bench", "notebooks", "clean", "distclean"]
+    assert targets == [
+        "help",
+        "demo",
+        "test",
+        "test-gpu",
+        "lint",
+        "bench",
+        "bench-gpu",
+        "notebooks",
+        "clean",
+        "distclean",
+    ]

@@ -51,6 +51,35 @@ def test_memory_that_cannot_be_had_is_one_sentence() -> None:
         tiers.host_buffer(-1)
 
 
+def test_gpu_memory_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB, and much more text")
+
+    monkeypatch.setattr(torch, "empty", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**34))
+    with pytest.raises(InputError, match=r"^2 GiB of GPU memory cannot be allocated: 1 GiB of 16 GiB are free$"):
+        tiers.device_buffer(2**31, torch.device("cuda", 0))
+
+
+def test_memory_that_cannot_be_pinned_leaves_no_error_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA keeps the refusal, and the check after the next kernel would take it for that kernel's."""
+    made: list[str] = []
+
+    class Refusing:
+        def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:  # noqa: N802
+            return 2
+
+    def zeros(count: int, *, device: str) -> None:
+        made.append(device)
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(tiers, "cudart", Refusing)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(InputError, match=r"^4 KiB of host memory cannot be pinned: CUDA error 2$"):
+        tiers.host_buffer(4096, pinned=True)
+    assert made == ["cuda"]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_views_share_memory(dtype: torch.dtype) -> None:
     buffer = tiers.device_buffer(4096, CPU)
@@ -184,3 +213,20 @@ def test_copies_on_cuda_run_beside_the_computation_and_are_exact() -> None:
         assert up.done()
         assert down.done()
     assert torch.equal(back, source ^ 255)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_that_is_still_being_copied_on_cuda_is_not_given_out() -> None:
+    """Whoever drops a tensor and the pending copy of it must not get its memory written by the next kernel."""
+    nbytes = 2**28
+    back = tiers.host_buffer(nbytes, pinned=True)
+    with Copier(tiers.select_device("cuda")) as copier:
+        for _ in range(4):
+            near = torch.ones(nbytes, dtype=torch.uint8, device="cuda")
+            copier.copy(back, near, after=(copier.mark(),))
+            del near
+            other = torch.full((nbytes,), 2, dtype=torch.uint8, device="cuda")
+            torch.cuda.synchronize()
+            assert bool((back == 1).all())
+            del other

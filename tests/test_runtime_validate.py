@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 
 from costmodel.hardware import Hardware
+from costmodel.units import GiB
 from costmodel.validation import Validation
+from runtime import budgets, validate
+from runtime.host_memory import HostMemory
 from runtime.llm import LLM
 from runtime.validate import main
+from runtime.validation_runs import TimeLimit
 
 TINY = {
     "architectures": ["OPTForCausalLM"],
@@ -106,30 +110,81 @@ def test_an_interrupted_validation_goes_on(
     assert Validation.from_file(tmp_path / "v.json") == whole
 
 
-def test_a_killed_validation_loses_one_run_at_most(flags: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "runtime.validate", *flags, "--runs", "20"]
+def killed_once_there(command: list[str], path: Path) -> None:
+    """Run a Python program of this source tree, and kill it as soon as there is a file at ``path``."""
     root = Path(__file__).parent.parent
     process = subprocess.Popen(
-        command,
+        [sys.executable, *command],
         cwd=root,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     try:
-        path, patience = tmp_path / "v.json", time.monotonic() + 120
+        patience = time.monotonic() + 120
         while not path.exists() and process.poll() is None and time.monotonic() < patience:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_killed_validation_loses_one_run_at_most(flags: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "v.json"
+    killed_once_there(["-m", "runtime.validate", *flags, "--runs", "20"], path)
     killed = Validation.from_file(path)
     assert 1 <= len(killed.measurements) < 20
     assert main([*flags, "--runs", "20", "--resume"]) == 0
     whole = Validation.from_file(path)
     assert whole.measurements[: len(killed.measurements)] == killed.measurements
     assert len(whole.measurements) == len(whole.drawn) == len(killed.drawn)
+
+
+def test_a_time_limit_ends_between_two_runs(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = iter([True, True, False])
+    with monkeypatch.context() as patch:
+        patch.setattr(TimeLimit, "allows", lambda self, expected_s: next(left))
+        assert main([*flags, "--time-limit", "10min"]) == 75
+    told = capsys.readouterr()
+    assert "no time is left for the next run, which should take" in told.err
+    assert "--time-limit is reached" in told.err
+    assert "v.json has 2 of 6 runs; --resume goes on with them" in told.err
+    assert told.out == ""
+    assert main([*flags, "--time-limit", "10min", "--resume"]) == 0
+    assert len(Validation.from_file(tmp_path / "v.json").measurements) == 6
+
+
+def test_the_limit_goes_by_the_slowest_run_so_far() -> None:
+    now_s = 100.0
+    limit = TimeLimit(60.0, now=lambda: now_s)
+    assert limit.allows(40.0)
+    assert not limit.allows(40.1)  # half as much again is kept for what is not known yet
+    limit.learn(10.0, 5.0)
+    assert limit.allows(60.0)  # faster than expected is no reason to expect more than that
+    limit.learn(10.0, 30.0)
+    limit.learn(10.0, 20.0)
+    assert limit.allows(20.0)
+    now_s = 101.0
+    assert not limit.allows(20.0)
+
+
+def test_runs_on_a_gpu_leave_room_for_its_libraries(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is free before the first run is not free after it, and a budget beyond what is free is refused."""
+    at = flags.index("--gpu-memory")
+    flags = [*flags[:at], *flags[at + 2 :], "--runs", "1"]
+    host = HostMemory(total_bytes=8 * GiB, available_bytes=4 * GiB, limited_by="")
+    monkeypatch.setattr(budgets, "host_memory", lambda: host)
+    assert main(flags) == 0
+    assert Validation.from_file(tmp_path / "v.json").hardware.capacity_bytes["gpu"] == 0.8 * 4 * GiB - 2**20
+    (tmp_path / "v.json").unlink()
+    monkeypatch.setattr(validate, "HOST_MEMORY_KINDS", ())  # as on a machine with a GPU
+    assert main(flags) == 0
+    assert Validation.from_file(tmp_path / "v.json").hardware.capacity_bytes["gpu"] == 0.8 * 4 * GiB - 2**20 - GiB / 2
 
 
 def test_a_file_of_other_flags_is_not_gone_on_with(

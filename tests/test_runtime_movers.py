@@ -1,0 +1,81 @@
+"""The way through host memory that CUDA's bytes take, with a device that needs no GPU."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from runtime.movers import RELAY_THREADS, Movers
+from runtime.pending import Arrived, Pending
+from runtime.tiers import host_buffer
+from runtime.timeline import Timeline
+
+NBYTES = 8192
+PATIENCE_S = 30.0
+
+
+class Computing(Pending):
+    """A copy from the device, which ends when the computation before it does."""
+
+    def __init__(self, over: threading.Event) -> None:
+        self.over = over
+
+    def done(self) -> bool:
+        return self.over.is_set()
+
+    def wait(self) -> None:
+        self.synchronize()
+
+    def synchronize(self) -> None:
+        assert self.over.wait(PATIENCE_S)
+
+
+class Device:
+    """Stands for the copier of a CUDA device: copies up are at once, copies down come after the computation."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.arrived: list[bytes] = []
+
+    def mark(self) -> Pending:
+        return Arrived()
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, *, link: str, **_: object) -> Pending:
+        if link == "gpu_to_cpu":
+            target.fill_(7)
+            return Computing(self.over)
+        self.arrived.append(source.numpy().tobytes())
+        return Arrived()
+
+    def close(self) -> None:
+        pass
+
+
+def test_loads_go_on_while_stores_wait_for_the_computation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = torch.empty(NBYTES, dtype=torch.uint8, device="meta")
+    device = Device()
+    with Movers(torch.device("cpu"), timeline=Timeline()) as movers:
+        movers.copier.close()
+        monkeypatch.setattr(movers, "copier", device)
+        file = movers.nameless_file(tmp_path, 2 * (RELAY_THREADS + 1) * NBYTES)
+        relays = [host_buffer(NBYTES) for _ in range(RELAY_THREADS + 2)]
+        stores = [
+            movers.store(file, number * NBYTES, near, name="store", relay=relays[number])
+            for number in range(RELAY_THREADS + 1)
+        ]
+        load = movers.load(file, NBYTES * (RELAY_THREADS + 1), near, name="load", relay=relays[-1])
+        loaded = threading.Thread(target=load.synchronize, daemon=True)
+        loaded.start()
+        loaded.join(PATIENCE_S)
+        assert not loaded.is_alive()
+        assert device.arrived == [bytes(NBYTES)]
+        assert not any(store.done() for store in stores)
+        # What is read must have been written: such a load does wait.
+        after = movers.load(file, 0, near, name="load", relay=relays[-1], after=stores)
+        assert not after.done()
+        device.over.set()
+        after.synchronize()
+        assert device.arrived[-1] == bytes([7] * NBYTES)
+        for store in stores:
+            store.synchronize()
