@@ -6,6 +6,7 @@ work may be zero and moves by the difference itself.
 
 import dataclasses
 import math
+from functools import reduce
 
 from costmodel.hardware import Hardware, Quantity
 
@@ -21,7 +22,7 @@ def moved(hardware: Hardware, path: str, offset: float) -> Hardware:
     A nominal rate keeps its ``value`` and changes its efficiency, at most to 1. Seconds and measured rates have no
     nominal value above them: the value itself moves.
     """
-    quantity = hardware.rates[path]
+    quantity = quantity_at(hardware, path)
     if path == SHARE:
         return hardware.raised(path, min(max(quantity.effective + offset, 0.0), 1.0) - quantity.effective)
     if not has_ceiling(path, quantity):
@@ -29,6 +30,13 @@ def moved(hardware: Hardware, path: str, offset: float) -> Hardware:
     efficiency = min(1.0, quantity.efficiency * math.exp(offset))
     source = quantity.efficiency_source or quantity.source
     return hardware.changed(path, lambda old: dataclasses.replace(old, efficiency=efficiency, efficiency_source=source))
+
+
+def quantity_at(hardware: Hardware, path: str) -> Quantity:
+    """The quantity at a dotted path that the machine is known to state."""
+    found = reduce(getattr, path.split("."), hardware)
+    assert isinstance(found, Quantity)
+    return found
 
 
 def has_ceiling(path: str, quantity: Quantity) -> bool:

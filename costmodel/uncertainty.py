@@ -1,10 +1,10 @@
 """How far a prediction may be from a run, as far as the hardware file says: ± x % beside a throughput.
 
-First order: the variance of ln(seconds) is gᵀ Σ g + s². g are the slopes of ln(seconds) to the machine's numbers, taken
-as secants over one standard deviation each side (at most a factor of e); Σ is their covariance: that of the calibration where the file has one,
-else the spreads of the measured numbers, as if they were independent. s is the scatter of runs around a calibrated
-prediction, and 0 where the file was never calibrated: then the interval says what the rates leave open, not what the
-formulas miss.
+First order: the variance of ln(seconds) is gᵀ Σ g + s². g are the slopes of ln(seconds) to the machine's numbers,
+taken as secants over one standard deviation each side (at most a factor of e). Σ is their covariance: that of the
+calibration where the file has one, else the spreads of the measured numbers, as if they were independent. s is the
+scatter of runs around a calibrated prediction, and 0 where the file was never calibrated: then the interval says what
+the rates leave open, not what the formulas miss.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Which constants the runs identify: what the data alone say, without the prior that would hold any of them in place."""
+"""Which constants the runs identify: what the data alone say, without the prior that holds any of them in place."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,7 @@ def identified(
     hardware: Hardware,
     constants: Sequence[MachineConstant],
     *,
-    progress: Callable[[], None] = lambda: None,
+    start: Fit | None = None,
 ) -> tuple[Fit, tuple[Unidentified, ...]]:
     """The fit of those constants that the runs identify, and the others.
 
@@ -46,8 +46,7 @@ def identified(
     """
     kept, left_out = list(constants), list[Unidentified]()
     while True:
-        found = fit(runs, hardware, kept)
-        progress()
+        found = start = fit(runs, hardware, kept, start=start)
         dropped = _drop(found, kept)
         if not dropped:
             return found, tuple(left_out)

@@ -18,6 +18,7 @@ from scipy.optimize import least_squares
 from costmodel.calibrate.constants import MachineConstant, with_offsets
 from costmodel.calibrate.observations import BUSY_WEIGHT, GROUPS, Array, Observed
 from costmodel.hardware import Hardware
+from costmodel.offset import moved
 
 CORNER = 1.5
 """c: residuals beyond this many scatters count by their size, not its square."""
@@ -90,8 +91,14 @@ def loss(squares: Array, count: int, weights: Array | float = 1.0) -> Array:
     return found
 
 
-def fit(runs: Sequence[Observed], hardware: Hardware, constants: Sequence[MachineConstant]) -> Fit:
-    """Fit the constants to the runs, starting from the file's numbers; deterministic."""
+def fit(
+    runs: Sequence[Observed],
+    hardware: Hardware,
+    constants: Sequence[MachineConstant],
+    *,
+    start: Fit | None = None,
+) -> Fit:
+    """Fit the constants to the runs, starting from the file's numbers or from another fit; deterministic."""
     logs = np.concatenate([run.logs for run in runs])
     groups = np.concatenate([run.groups for run in runs])
     owner = np.concatenate([[place] * len(run.logs) for place, run in enumerate(runs)])
@@ -109,9 +116,7 @@ def fit(runs: Sequence[Observed], hardware: Hardware, constants: Sequence[Machin
         found = np.zeros((len(logs), len(offsets)))
         for place in range(len(offsets)):
             step = _STEP if offsets[place] + _STEP <= upper[place] else -_STEP
-            there = offsets.copy()
-            there[place] += step
-            other = with_offsets(hardware, constants, there)
+            other = moved(machine, constants[place].path, step)
             for number, run in enumerate(runs):
                 if used[number][place]:
                     found[owner == number, place] = np.log(run.seconds(other) / here[number]) / step
@@ -119,6 +124,10 @@ def fit(runs: Sequence[Observed], hardware: Hardware, constants: Sequence[Machin
 
     used = _used(runs, hardware, constants)
     offsets, scatter = np.zeros(len(constants)), _each(np.full(len(GROUPS), FIRST_SCATTER), groups)
+    if start is not None:
+        begun = dict(zip((one.path for one in start.constants), start.offsets, strict=True))
+        offsets = np.array([begun.get(one.path, 0.0) for one in constants])
+        scatter = _each(_scatters(residuals(offsets), groups, len(constants)), groups)
     misfit, jacobian = residuals(offsets), slopes(offsets)
     for _ in range(_ROUNDS if constants else 1):
         offsets = _solve(residuals, slopes, offsets, scatter, deviations, lower, upper)
@@ -171,10 +180,10 @@ def _solve(
         bounds=(lower - 1e-9, upper + 1e-9),
         loss=lambda squares: loss(squares, count),
         x_scale=deviations,
-        xtol=1e-4,
-        ftol=1e-5,
-        gtol=1e-5,
-        max_nfev=25,
+        xtol=1e-3,
+        ftol=1e-4,
+        gtol=1e-4,
+        max_nfev=20,
     )
     return np.clip(solution.x, lower, upper)
 
