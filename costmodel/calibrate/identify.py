@@ -16,7 +16,7 @@ WIDEST_FACTOR, WIDEST_SHARE = 1.5, 0.25
 
 _WIDTH_95 = 1.96
 _NO_SLOPE = 1e-6
-_SAME = 0.9
+_SAME, _HARDLY = 0.9, 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,5 +111,7 @@ def _why(found: Fit, place: int) -> str:
         if likeness.max() > _SAME:
             return f"in these runs its effect looks like that of {other.what} ({other.name})"
         return "in these runs its effect looks like that of several others together"
-    within = f"within {alone:.2f}" if one.is_share else f"only within a factor of {math.exp(min(alone, 20.0)):.3g}"
-    return f"the runs hardly depend on it, and would tell it {within}"
+    if alone > _HARDLY * limit:
+        return "the runs hardly depend on it"
+    within = f"{alone:.2f}" if one.is_share else f"a factor of {math.exp(alone):.2g}"
+    return f"the runs tell it only within {within}"
