@@ -16,7 +16,7 @@ WIDEST_FACTOR, WIDEST_SHARE = 1.5, 0.25
 
 _WIDTH_95 = 1.96
 _NO_SLOPE = 1e-6
-_SAME, _HARDLY = 0.9, 5.0
+_SAME, _HARDLY, _UNKNOWN = 0.9, 5.0, 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,11 @@ def _drop(found: Fit, kept: list[MachineConstant]) -> list[Unidentified]:
     while places:
         some = information[np.ix_(places, places)]
         widths = _widths(some, [kept[place] for place in places])
-        worst = int(np.argmax(widths))
-        if widths[worst] <= 1:
+        if max(widths) <= 1:
             break
+        # Of constants that only their mixture is known of, which are all as uncertain, the weakest goes.
+        strengths = np.diag(some) * np.array([_limit(kept[place]) ** 2 for place in places])
+        worst = min(range(len(places)), key=lambda i: (-min(widths[i], _UNKNOWN), strengths[i]))
         dropped.append(Unidentified(constant=kept[places[worst]], why=_why(found, places[worst])))
         del places[worst]
     return dropped
@@ -92,8 +94,12 @@ def standard_deviations(information: Array) -> Array:
 
 def _widths(information: Array, constants: Sequence[MachineConstant]) -> Array:
     """Half of each 95 % interval, as a share of the widest that counts as identified."""
-    limits = np.array([WIDEST_SHARE if one.is_share else math.log(WIDEST_FACTOR) for one in constants])
+    limits = np.array([_limit(one) for one in constants])
     return np.asarray(_WIDTH_95 * standard_deviations(information) / limits)
+
+
+def _limit(one: MachineConstant) -> float:
+    return WIDEST_SHARE if one.is_share else math.log(WIDEST_FACTOR)
 
 
 def _why(found: Fit, place: int) -> str:
@@ -102,7 +108,7 @@ def _why(found: Fit, place: int) -> str:
     norms = np.sqrt(np.diag(information))
     if norms[place] <= _NO_SLOPE:
         return "no run depends on it"
-    limit = WIDEST_SHARE if one.is_share else math.log(WIDEST_FACTOR)
+    limit = _limit(one)
     alone = _WIDTH_95 / norms[place]
     if alone <= limit:
         likeness = np.abs(information[place]) / (norms[place] * np.maximum(norms, _NO_SLOPE))

@@ -3,9 +3,10 @@
 import dataclasses
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from costmodel.calibrate.observations import GROUPS, Array
-from costmodel.calibrate.robust import Fit
+from costmodel.calibrate.robust import MAD_DEVIATIONS, Fit
 from costmodel.calibrated import Calibrated
 from costmodel.hardware import Hardware, Quantity, Source
 from costmodel.offset import IQR_DEVIATIONS, SHARE, has_ceiling, moved
@@ -61,14 +62,19 @@ def curvature(found: Fit) -> Array:
 def scatter(found: Fit) -> tuple[float, float, float]:
     """Of runs around their prediction: deviations of ln(prefill seconds) and ln(decode seconds), and their correlation.
 
-    A deviation is the size that 95 % of the residuals stay below, over that of a normal distribution: it says where 95
-    of 100 runs are, whatever the shape between, enlarged for what the fit has bent toward its own runs.
+    A deviation is the larger of two: from the residuals' median size, and from the size that 95 % of them stay below,
+    each over that of a normal distribution. So it says where 95 of 100 runs are where tails are heavy, and does not
+    rest on the largest of a few. It is enlarged for what the fit has bent toward its own runs, and for their number.
     """
     kinds = {name: found.groups == place for place, name in enumerate(GROUPS)}
 
     def deviation(name: str) -> float:
         sizes = np.abs(found.residuals[kinds[name]])
-        return float(np.quantile(sizes, LEVEL) / DEVIATIONS * found.freedom) if len(sizes) else 0.0
+        if not len(sizes):
+            return 0.0
+        few = student_t.ppf((1 + LEVEL) / 2, max(len(sizes) - 1, 1)) / DEVIATIONS
+        size = max(np.median(sizes) * MAD_DEVIATIONS, np.quantile(sizes, LEVEL) / DEVIATIONS)
+        return float(size * few * found.freedom)
 
     by_run = [dict(zip(found.owner[kinds[name]], found.residuals[kinds[name]], strict=True)) for name in GROUPS[:2]]
     both = sorted(set(by_run[0]) & set(by_run[1]))
