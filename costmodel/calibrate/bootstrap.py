@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from costmodel.calibrate.observations import Array
-from costmodel.calibrate.robust import Fit, loss
+from costmodel.calibrate.robust import Fit, loss, solve
 
 DRAWS, MOST_SECONDS = 200, 60.0
 
@@ -24,27 +23,20 @@ def draws(found: Fit, *, seed: int, count: int = DRAWS, progress: Callable[[], N
     slopes = np.vstack([found.slopes / found.scatter[:, None], np.diag(1.0 / found.deviations)])
     made = []
     for _ in range(count if found.constants else 0):
-        times = np.bincount(generator.integers(runs, size=runs), minlength=runs)[found.owner]
+        times = np.bincount(generator.integers(runs, size=runs), minlength=runs)[found.owner].astype(float)
         centre = generator.normal(0.0, found.deviations)
         start = np.concatenate([found.residuals / found.scatter, (found.offsets - centre) / found.deviations])
-        made.append(_solve(found, start, slopes, times.astype(float), size))
+        made.append(
+            solve(
+                lambda x, start=start: start + slopes @ (x - found.offsets),  # type: ignore[misc]
+                lambda x: slopes,
+                found.offsets,
+                bounds=(found.lower, found.upper),
+                scale=found.deviations,
+                rho=lambda squares, times=times: loss(squares, size, times),
+            )
+        )
         progress()
         if len(made) >= 20 and time.perf_counter() - began > MOST_SECONDS:
             break
     return np.array(made).reshape(len(made), len(found.constants))
-
-
-def _solve(found: Fit, start: Array, slopes: Array, times: Array, size: int) -> Array:
-    solution = least_squares(
-        lambda x: start + slopes @ (x - found.offsets),
-        found.offsets,
-        jac=lambda x: slopes,
-        bounds=(found.lower - 1e-9, found.upper + 1e-9),
-        loss=lambda squares: loss(squares, size, times),
-        x_scale=found.deviations,
-        xtol=1e-3,
-        ftol=1e-4,
-        gtol=1e-4,
-        max_nfev=15,
-    )
-    return np.clip(solution.x, found.lower, found.upper)

@@ -74,8 +74,8 @@ def _drop(found: Fit, kept: list[MachineConstant]) -> list[Unidentified]:
         if max(widths) <= 1:
             break
         # Of constants that only their mixture is known of, which are all as uncertain, the weakest goes.
-        strengths = np.diag(some) * np.array([_limit(kept[place]) ** 2 for place in places])
-        worst = min(range(len(places)), key=lambda i: (-min(widths[i], _UNKNOWN), strengths[i]))
+        strengths = [float(some[i, i]) * _limit(kept[place]) ** 2 for i, place in enumerate(places)]
+        worst = min(range(len(places)), key=lambda i: (-min(float(widths[i]), _UNKNOWN), strengths[i]))
         dropped.append(Unidentified(constant=kept[places[worst]], why=_why(found, places[worst])))
         del places[worst]
     return dropped

@@ -61,7 +61,7 @@ class Observed:
         """What the roofline predicts for every observation."""
         phases = _predicted(self.measurement, hardware)
         found = [phases[phase][0] if resource is None else phases[phase][1][resource] for phase, resource in self.what]
-        return np.maximum(np.array(found), 1e-12)
+        return np.asarray(np.maximum(found, 1e-12))
 
 
 def observed(measurement: Measurement, hardware: Hardware) -> Observed:

@@ -23,7 +23,7 @@ def refitted(
 
     ``source`` is the title of their origin. Capacities and numbers that were not fitted stay as they are.
     """
-    known = curvature(found) if covariance is None else covariance
+    known: Array = curvature(found) if covariance is None else covariance
     variances = dict(zip((one.path for one in found.constants), np.diag(known), strict=True))
     sources = {**hardware.sources, KEY: Source(title=source, date=date)}
     machine = dataclasses.replace(hardware, sources=sources, calibration=None)
@@ -44,7 +44,7 @@ def refitted(
         source=KEY,
         runs=int(found.owner.max()) + 1,
         constants=tuple(one.path for one in found.constants),
-        covariance=tuple(tuple(float(entry) for entry in row) for row in (known + known.T) / 2),
+        covariance=tuple(tuple(row) for row in ((known + known.T) / 2).tolist()),
         prefill_spread=prefill,
         decode_spread=decode,
         correlation=correlation,

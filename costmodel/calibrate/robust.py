@@ -11,6 +11,7 @@ disturbed pulls with a bounded force (Huber's idea, with a smooth corner). The s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -128,9 +129,16 @@ def fit(
         begun = dict(zip((one.path for one in start.constants), start.offsets, strict=True))
         offsets = np.array([begun.get(one.path, 0.0) for one in constants])
         scatter = _each(_scatters(residuals(offsets), groups, len(constants)), groups)
-    misfit, jacobian = residuals(offsets), slopes(offsets)
+    misfit, prior = residuals(offsets), np.diag(1.0 / deviations)
     for _ in range(_ROUNDS if constants else 1):
-        offsets = _solve(residuals, slopes, offsets, scatter, deviations, lower, upper)
+        offsets = solve(
+            lambda x, scatter=scatter: np.concatenate([residuals(x) / scatter, x / deviations]),  # type: ignore[misc]
+            lambda x, scatter=scatter: np.vstack([slopes(x) / scatter[:, None], prior]),  # type: ignore[misc]
+            offsets,
+            bounds=(lower, upper),
+            scale=deviations,
+            rho=lambda squares: loss(squares, len(logs)),
+        )
         misfit = residuals(offsets)
         found = _each(_scatters(misfit, groups, len(constants)), groups)
         settled = np.allclose(found, scatter, rtol=0.05)
@@ -142,7 +150,7 @@ def fit(
         offsets=offsets,
         machine=with_offsets(hardware, constants, offsets),
         residuals=misfit,
-        slopes=slopes(offsets) if constants else jacobian,
+        slopes=slopes(offsets),
         scatter=scatter,
         groups=groups,
         owner=owner,
@@ -162,30 +170,25 @@ def _used(runs: Sequence[Observed], hardware: Hardware, constants: Sequence[Mach
     ]
 
 
-def _solve(
-    residuals: Function,
-    slopes: Function,
-    start: Array,
-    scatter: Array,
-    deviations: Array,
-    lower: Array,
-    upper: Array,
+def solve(
+    residuals: Function, slopes: Function, start: Array, *, bounds: tuple[Array, Array], scale: Array, rho: Any
 ) -> Array:
-    prior = np.diag(1.0 / deviations)
-    count = len(scatter)
-    solution = least_squares(
-        lambda x: np.concatenate([residuals(x) / scatter, x / deviations]),
+    """Offsets at the least sum of ``rho`` of squared residuals, from ``start`` and within the bounds."""
+    lower, upper = bounds
+    solver: Any = least_squares  # whose types know no loss that is a function
+    solution = solver(
+        residuals,
         start,
-        jac=lambda x: np.vstack([slopes(x) / scatter[:, None], prior]),
+        jac=slopes,
         bounds=(lower - 1e-9, upper + 1e-9),
-        loss=lambda squares: loss(squares, count),
-        x_scale=deviations,
+        loss=rho,
+        x_scale=scale,
         xtol=1e-3,
         ftol=1e-4,
         gtol=1e-4,
         max_nfev=20,
     )
-    return np.clip(solution.x, lower, upper)
+    return np.asarray(np.clip(solution.x, lower, upper))
 
 
 def _scatters(residuals: Array, groups: Array, constants: int) -> Array:

@@ -31,8 +31,11 @@ def report(found: Recalibration, *, written: Sequence[str]) -> list[terminal.Ren
             _errors({name: _pairs(one)["throughput"] for name, one in regimes.items()}, "busiest"),
         ]
     if found.kept:
-        lines = [one.sentence() for one in found.kept]
-        parts += [terminal.heading("Not identified by these runs: the file's number is kept"), Text("\n".join(lines))]
+        kept = terminal.facts(*((one.constant.name, f"{one.why}; {one.constant.run}") for one in found.kept))
+        parts += [
+            terminal.heading("Not identified by these runs, kept as the file has them; and a run that tells"),
+            kept,
+        ]
     parts += [terminal.heading("In short"), *(Text(sentence) for sentence in sentences(found))]
     if written:
         parts += [Text(), terminal.facts(("Wrote", ", ".join(written)))]
@@ -64,8 +67,7 @@ def _constants(constants: Sequence[FittedConstant]) -> terminal.Renderable:
     for one in constants:
         before, after, low, high = (_value(one, getattr(one, name)) for name in ("before", "after", "low", "high"))
         factor = "" if one.constant.is_share or not one.before else f"{one.after / one.before:.2f}"
-        what = f"{one.constant.what} ({one.constant.name})"
-        table.add_row(what, before, after, f"{low} – {high}", factor, "bound" if one.at_bound else "")
+        table.add_row(one.constant.name, before, after, f"{low} – {high}", factor, "bound" if one.at_bound else "")
     return table
 
 
