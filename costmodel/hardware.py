@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from costmodel import records, units
+from costmodel.calibrated import Calibrated
 from costmodel.errors import InputError
 
 SCHEMA = "tierwise.hardware/1"
@@ -298,7 +299,8 @@ class Hardware:
     """One machine, as one engine drives it.
 
     ``flexgen_constants`` holds the constants released with the published model where they exist for
-    this machine (bytes/s, FLOP/s); other machines derive them.
+    this machine (bytes/s, FLOP/s); other machines derive them. ``calibration`` says how well numbers fitted to runs
+    are known.
     """
 
     __pydantic_config__ = records.STRICT
@@ -313,6 +315,7 @@ class Hardware:
     sources: dict[str, Source]
     flexgen_constants: dict[str, Quantity] | None = None
     measured: dict[str, Any] | None = field(default=None)
+    calibration: Calibrated | None = None
 
     def __post_init__(self) -> None:
         for name, constant in (self.flexgen_constants or {}).items():
@@ -323,12 +326,27 @@ class Hardware:
                 if key is not None and key not in self.sources:
                     known = ", ".join(sorted(self.sources)) or "none"
                     raise InputError(f"{path} names source {key!r}, which 'sources' does not define (it has: {known})")
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        if self.calibration is None:
+            return
+        if self.calibration.source not in self.sources:
+            raise InputError(f"calibration names source {self.calibration.source!r}, which 'sources' does not define")
+        unknown = set(self.calibration.constants) - set(self.rates)
+        if unknown:
+            raise InputError(f"calibration.constants names {sorted(unknown)[0]!r}, which is no rate of this machine")
 
     @property
     def capacity_bytes(self) -> dict[str, float]:
         """Bytes by tier, before any usable fraction."""
         tiers: dict[str, Gpu | Cpu | Disk] = {"gpu": self.gpu, "cpu": self.cpu, "disk": self.disk}
         return {tier: part.memory_bytes.effective for tier, part in tiers.items()}
+
+    @property
+    def rates(self) -> dict[str, Quantity]:
+        """Every quantity but the capacities, which are budgets of a run, by path: what makes a machine the same."""
+        return {path: one for path, one in quantities(self) if not path.endswith("memory_bytes")}
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> "Hardware":

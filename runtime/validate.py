@@ -1,7 +1,6 @@
 """Check the cost model on this machine: predict policies across the space, run each, and say by how much it fails."""
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from costmodel.commands import arguments, outcome, output, parsing, signals, terminal
 from costmodel.errors import InfeasibleError, InputError, TierwiseError
 from costmodel.formulations.roofline import HOST_MEMORY_KINDS
-from costmodel.hardware import Hardware, quantities
+from costmodel.hardware import Hardware
 from costmodel.overrides import with_overrides
 from costmodel.policy import Policy
 from costmodel.validation import Space, Validation, draw
@@ -287,15 +286,10 @@ def _check_same(request: dict[str, Any], found: Validation, args: argparse.Names
                 f"{flag} is {value}, but {args.out} was begun with {found.request.get(name)}: give the same flags, "
                 "or begin anew with another --out"
             )
-    if args.hardware is not None and _rates(Hardware.from_file(args.hardware)) != _rates(found.hardware):
+    if args.hardware is not None and Hardware.from_file(args.hardware).rates != found.hardware.rates:
         raise InputError(
             f"--hardware is {args.hardware}, but {args.out} was begun with other rates: begin anew with another --out"
         )
-
-
-def _rates(hardware: Hardware) -> dict[str, Any]:
-    """Every quantity but the budgets, which a run settles for itself."""
-    return {path: dataclasses.astuple(one) for path, one in quantities(hardware) if not path.endswith("memory_bytes")}
 
 
 if __name__ == "__main__":

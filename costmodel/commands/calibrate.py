@@ -1,24 +1,42 @@
-"""Refit the constants of the paper's machine to the published runs, and show every error."""
+"""Refit a machine's constants to measured runs, or the paper's machine to the published ones; show every error."""
 
 import argparse
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from costmodel import records
 from costmodel.calibrate import Calibration, Row, calibrate, mean_error, worst_error
+from costmodel.calibrate.constants import MACHINE_CONSTANTS
 from costmodel.commands import outcome, output, parsing, terminal
+from costmodel.errors import InputError
 from costmodel.hardware import Hardware
 
 EPILOG = """\
 examples:
+  %(prog)s validation.json --save calibrated.json
+      fit this machine's constants to the runs of a validation; plan with --hardware calibrated.json
+  %(prog)s monday.json tuesday.json run.json --plot errors.png
+      several validations, and a run that bench --json wrote; errors before and after as a figure
+  %(prog)s run1.json run2.json ... --hardware my-machine.json
+      runs alone, planned with that file
+  %(prog)s validation.json --constants disk-read matmul
+      fit these two, or say why the runs do not tell them
   %(prog)s
-      fit the seven constants, leave each run out in turn, predict what was never fitted
-  %(prog)s --plot errors.png --json calibration.json
-      the same as a figure and for machines
-  %(prog)s --save refitted.json
-      a hardware file with the fitted constants, for search --hardware
+      the paper's machine: fit seven constants to 12 published runs, leave each run out in turn,
+      predict what was never fitted
 
-exit codes: 0 done, 2 bad input
+Without --constants, those that the runs do not identify keep the number of the file, and the report
+names the run that would tell. The names:
+{names}
+
+exit codes: 0 done, 2 bad input, or runs that identify no constant (or not one that was named)
 """
+
+_NAMES = textwrap.fill(", ".join(MACHINE_CONSTANTS), width=96, break_on_hyphens=False)
+
+_NEEDS_FILES = ("hardware", "constants", "seed")
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "tierwise calibrate") -> int:
@@ -29,14 +47,26 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tierwise calibrate")
 def _parser(prog: str) -> parsing.Parser:
     parser = parsing.Parser(
         prog=prog,
+        usage="%(prog)s [FILE ...] [flags]",
         description=(
-            "Fit the roofline constants of t4-flexgen, the FlexGen paper's machine, to its 12 published\n"
-            "runs; report each error in sample and left out, and predict decode rates and ablations."
+            "Fit the constants of a machine to measured runs of it, by robust least squares within physical\n"
+            "bounds, and report by how much runs that were not fitted to are predicted better. Without FILE:\n"
+            "the same for t4-flexgen, the FlexGen paper's machine, and its 12 published runs."
         ),
-        epilog=EPILOG,
+        epilog=EPILOG.replace("{names}", _NAMES),
     )
-    parser.usage = "%(prog)s [flags]"
-    group = parser.add_argument_group("output")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="*", help="validations (tierwise validate) or measurements (bench --json)"
+    )
+    group = parser.add_argument_group("fit (with FILE)")
+    group.add_argument("--hardware", metavar="FILE", help="the hardware file that measurements were planned with")
+    group.add_argument(
+        "--constants", metavar="NAME", nargs="+", help="what to fit (default: all that the runs identify)"
+    )
+    group.add_argument(
+        "--seed", metavar="N", type=parsing.whole_number(0), help="of the folds and the draws (default: 0)"
+    )
+    group = parser.add_argument_group("output", "Files are written whole or not at all.")
     group.add_argument("--plot", metavar="FILE", type=parsing.figure_file, help="draw the errors: png, pdf or svg")
     group.add_argument(
         "--save", metavar="FILE", type=parsing.output_file, help="write the fitted machine as a hardware file"
@@ -48,13 +78,16 @@ def _parser(prog: str) -> parsing.Parser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    parsing.check_distinct({"--json": args.json, "--plot": args.plot, "--save": args.save})
+    writes = {"--json": args.json, "--plot": args.plot, "--save": args.save}
+    parsing.check_distinct(writes, {"--hardware": args.hardware, **{name: name for name in args.files}})
+    if args.files:
+        return _run_measured(args)
+    for name in _NEEDS_FILES:
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name} needs FILE: without one, the paper's machine is fitted to its published runs")
     with terminal.progress("fitting") as progress:
         found = calibrate(Hardware.from_catalog("t4-flexgen"), progress=progress)
-    written = output.write(args, data=found.to_dict(), policy=None)
-    if args.save is not None:
-        records.write_json(found.hardware.to_dict(), args.save)
-        written.append(str(args.save))
+    written = _written(args, found.to_dict(), found.hardware)
     if args.plot is not None:
         from costmodel.figures.calibration import calibration_figure
 
@@ -62,6 +95,40 @@ def _run(args: argparse.Namespace) -> int:
     if args.json != parsing.STANDARD_OUTPUT:
         terminal.show(*_report(found, written))
     return 0
+
+
+def _run_measured(args: argparse.Namespace) -> int:
+    from costmodel.calibrate.machine import recalibrate
+    from costmodel.calibrate.observations import read
+    from costmodel.commands import recalibration_report
+
+    hardware, measurements = read(args.files, hardware=args.hardware)
+    with terminal.progress("fitting") as progress:
+        found = recalibrate(
+            hardware,
+            measurements,
+            constants=args.constants,
+            files=[Path(name).name for name in args.files],
+            seed=args.seed or 0,
+            progress=progress,
+        )
+    written = _written(args, found.to_dict(), found.hardware)
+    if args.plot is not None:
+        from costmodel.figures.recalibration import recalibration_figure
+
+        written.append(output.draw(recalibration_figure(found), args.plot))
+    if args.json != parsing.STANDARD_OUTPUT:
+        terminal.show(*recalibration_report.report(found, written=written))
+    return 0
+
+
+def _written(args: argparse.Namespace, data: dict[str, Any], hardware: Hardware) -> list[str]:
+    """Write the JSON and the hardware file that were asked for; their names."""
+    written = output.write(args, data=data, policy=None)
+    if args.save is not None:
+        records.write_json(hardware.to_dict(), args.save)
+        written.append(str(args.save))
+    return written
 
 
 def _report(found: Calibration, written: Sequence[str]) -> list[terminal.Renderable]:

@@ -15,6 +15,7 @@ from costmodel.formulations.base import SWITCHES, Switches
 from costmodel.hardware import Hardware
 from costmodel.model import ModelSpec
 from costmodel.policy import Policy
+from costmodel.uncertainty import intervals
 from costmodel.workload import Workload
 
 SCHEMA = "tierwise.estimate/1"
@@ -114,13 +115,15 @@ def _run(args: argparse.Namespace) -> int:
         usable_fraction=formulation.default_usable_fraction if args.usable_fraction is None else args.usable_fraction,
         notes=formulation.notes(hardware) + _made_for_another(args, hardware, model, workload),
     )
-    written = output.write(args, data=answer.to_dict(), policy=policy)
+    uncertain = intervals([policy], hardware=hardware, model=model, workload=workload, formulation=args.formulation)
+    data = answer.to_dict() | ({} if uncertain is None else {"uncertainty": uncertain.to_dict()})
+    written = output.write(args, data=data, policy=policy)
     if args.plot is not None:
         from costmodel import figures
 
         written.append(output.draw(figures.policy_figure(answer), args.plot))
     if args.json != parsing.STANDARD_OUTPUT:
-        terminal.show(*report.estimate_report(answer, notes=answer.notes, written=written))
+        terminal.show(*report.estimate_report(answer, uncertain=uncertain, notes=answer.notes, written=written))
     return 0
 
 

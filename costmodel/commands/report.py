@@ -13,6 +13,7 @@ from costmodel.model import BYTES_PER_VALUE
 from costmodel.policy import TIERS, Policy
 from costmodel.residency import KINDS, Plan, residency
 from costmodel.search import SearchResult
+from costmodel.uncertainty import LEVEL, Interval, Intervals
 from costmodel.units import GiB, format_bytes, format_rate, format_seconds
 
 SHOWN_SHARE = 0.05
@@ -29,16 +30,18 @@ LOSSY = (
 )
 
 
-def search_report(result: SearchResult, *, written: Sequence[str] = ()) -> list[Renderable]:
+def search_report(
+    result: SearchResult, *, uncertain: Intervals | None = None, written: Sequence[str] = ()
+) -> list[Renderable]:
     """The answer of a search."""
     cost = result.estimate
-    throughput = words.number(cost.throughput_tok_per_s)
+    throughput = _throughput(cost, uncertain)
     parts = [
         question(result),
-        heading(f"Best policy: {throughput} token/s", GOOD),
+        heading(f"Best policy: {throughput}", GOOD),
         *_policy(result),
         heading("Expected"),
-        _expected(result),
+        _expected(result, uncertain),
         heading("What limits it"),
         _limits(result),
         heading("Proof"),
@@ -48,15 +51,18 @@ def search_report(result: SearchResult, *, written: Sequence[str] = ()) -> list[
         parts += [heading("What more would bring, at this GPU batch size"), _prices(result)]
     if result.alternatives:
         costed = [(result.policy, cost), *result.alternatives]
-        parts += [heading("Best policies by switches"), policy_table(costed)]
+        parts += [heading("Best policies by switches"), policy_table(costed, uncertain)]
+        if uncertain is not None:
+            parts.append(Text(f"\n{_told_apart(uncertain)}"))
     return [*parts, *_closing(result, result.notes, written)]
 
 
-def estimate_report(plan: Plan, *, notes: Sequence[str] = (), written: Sequence[str] = ()) -> list[Renderable]:
+def estimate_report(
+    plan: Plan, *, uncertain: Intervals | None = None, notes: Sequence[str] = (), written: Sequence[str] = ()
+) -> list[Renderable]:
     """The answer for one fixed policy, whether it fits or not."""
-    throughput = words.number(plan.estimate.throughput_tok_per_s)
     if plan.estimate.feasible:
-        verdict: list[Renderable] = [heading(f"This policy fits: {throughput} token/s", GOOD)]
+        verdict: list[Renderable] = [heading(f"This policy fits: {_throughput(plan.estimate, uncertain)}", GOOD)]
     else:
         verdict = [heading("This policy does not fit", BAD), _excess(plan)]
     return [
@@ -64,7 +70,7 @@ def estimate_report(plan: Plan, *, notes: Sequence[str] = (), written: Sequence[
         *verdict,
         *_policy(plan),
         heading("Expected" if plan.estimate.feasible else "Expected, were there room"),
-        _expected(plan),
+        _expected(plan, uncertain),
         heading("What limits it"),
         _limits(plan),
         *_closing(plan, notes, written),
@@ -155,7 +161,36 @@ def _gib(size: float) -> str:
     return f"{size / GiB:,.1f}" if size >= 0.05 * GiB else "<0.1"
 
 
-def _expected(plan: Plan) -> Renderable:
+def _throughput(cost: Estimate, uncertain: Intervals | None) -> str:
+    """``"12.3 token/s"``, or ``"12.3 token/s ± 8 %"`` where the hardware file says how well it is known."""
+    text = f"{words.number(cost.throughput_tok_per_s)} token/s"
+    return text if uncertain is None else f"{text} {_half(uncertain.each[0])}"
+
+
+def _half(interval: Interval) -> str:
+    return f"± {max(interval.relative * 100, 0.1):.2g} %"
+
+
+def _interval(uncertain: Intervals) -> str:
+    """The ends of the interval, and what they rest on."""
+    first = uncertain.each[0]
+    ends = f"{LEVEL * 100:.0f} % of runs: {words.number(first.low)} to {words.number(first.high)} token/s"
+    if uncertain.basis == "calibration":
+        return f"{ends}, by the calibration of this hardware file"
+    return f"{ends}, by the spreads of its measured rates alone; what the formulas miss comes on top (calibrate)"
+
+
+def _told_apart(uncertain: Intervals) -> str:
+    """Which rows of the table may be as fast as the first."""
+    same = [str(row) for row, apart in enumerate(uncertain.apart, start=2) if not apart]
+    level = f"{LEVEL * 100:.0f} % sure"
+    if not same:
+        return f"The first policy is faster than each of the others ({level})."
+    rows = f"row {same[0]}" if len(same) == 1 else f"rows {', '.join(same[:-1])} and {same[-1]}"
+    return f"The first policy and {rows} cannot be told apart: their difference is not {level}."
+
+
+def _expected(plan: Plan, uncertain: Intervals | None = None) -> Renderable:
     cost, policy, workload = plan.estimate, plan.policy, plan.workload
     throughput = f"{words.number(cost.throughput_tok_per_s)} token/s"
     if cost.decode_throughput_tok_per_s is not None:
@@ -163,7 +198,10 @@ def _expected(plan: Plan) -> Renderable:
     block = f"{format_seconds(cost.latency_s)} for {words.counted(policy.block_size, 'prompt')}"
     if cost.decode_s:
         block += f": prefill {format_seconds(cost.prefill_s)}, decode {format_seconds(cost.decode_s)}"
-    rows: list[Row] = [("Throughput", throughput), ("A block", block)]
+    rows: list[Row] = [("Throughput", throughput)]
+    if uncertain is not None:
+        rows.append(("Interval", _interval(uncertain)))
+    rows.append(("A block", block))
     if cost.blocks is not None and cost.job_s is not None and workload.num_prompts is not None:
         prompts, blocks = words.counted(workload.num_prompts, "prompt"), words.counted(cost.blocks, "block")
         job = f"{format_seconds(cost.job_s)} for {prompts} in {blocks}"
@@ -221,16 +259,28 @@ def _prices(result: SearchResult) -> Renderable:
     return Text("\n".join(lines))
 
 
-def policy_table(costed: Iterable[tuple[Policy, Estimate]]) -> Renderable:
-    """Policies side by side, one a row."""
+def policy_table(costed: Iterable[tuple[Policy, Estimate]], uncertain: Intervals | None = None) -> Renderable:
+    """Policies side by side, one a row; ``uncertain`` are their intervals."""
     costed = list(costed)
     overlaps = all(policy.overlap for policy, _ in costed)
-    headings = [">token/s", ">a block", ">block", "weights", "KV cache", "activ.", "4-bit", "attn."]
+    halves = [] if uncertain is None else [_half(one) for one in uncertain.each]
+    headings = [
+        ">token/s",
+        *([">95 %"] if halves else []),
+        ">a block",
+        ">block",
+        "weights",
+        "KV cache",
+        "activ.",
+        "4-bit",
+        "attn.",
+    ]
     table = terminal.table(*headings, *([] if overlaps else ["overlap"]))
-    for policy, cost in costed:
+    for place, (policy, cost) in enumerate(costed):
         splits = [getattr(policy, kind) for kind in KINDS[:-1]]
         row = [
             words.number(cost.throughput_tok_per_s),
+            *halves[place : place + 1],
             format_seconds(cost.latency_s),
             f"{policy.gpu_batch_size} × {policy.num_gpu_batches}",
             *("/".join(f"{getattr(split, tier) * 100:.0f}" for tier in TIERS) for split in splits),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from costmodel.commands import arguments, outcome, output, parsing, report, terminal
 from costmodel.search import search
+from costmodel.uncertainty import intervals
 
 EPILOG = """\
 examples:
@@ -62,11 +63,19 @@ def _run(args: argparse.Namespace) -> int:
     arguments.check_files(args)
     with outcome.patience("still searching: some requests take half a minute (Ctrl-C gives up)"):
         result = search(**arguments.request(args), top=args.top)
-    written = output.write(args, data=result.to_dict(), policy=result.policy)
+    uncertain = intervals(
+        [result.policy, *(policy for policy, _ in result.alternatives)],
+        hardware=result.hardware,
+        model=result.model,
+        workload=result.workload,
+        formulation=result.formulation,
+    )
+    data = result.to_dict() | ({} if uncertain is None else {"uncertainty": uncertain.to_dict()})
+    written = output.write(args, data=data, policy=result.policy)
     if args.plot is not None:
         from costmodel import figures
 
         written.append(output.draw(figures.policy_figure(result), args.plot))
     if args.json != parsing.STANDARD_OUTPUT:
-        terminal.show(*report.search_report(result, written=written))
+        terminal.show(*report.search_report(result, uncertain=uncertain, written=written))
     return 0

@@ -150,7 +150,8 @@ def evaluate(
     contexts: list[tuple[float, int]],
 ) -> Estimate:
     """Evaluate the formulas at one policy; ``contexts`` are the decode steps as (context, steps)."""
-    prefill_s, decode_s = block_seconds(formulation, case, policy, contexts)
+    seconds = phase_seconds(formulation, case, policy, contexts)
+    (prefill_s, prefill_busy_s), (decode_s, decode_busy_s) = seconds["prefill"], seconds["decode"]
     peaks = formulation.peaks(case, amounts_of(policy))
     limits = limits_of(case.hardware, formulation, usable_fraction)
     peak_bytes = {tier: max(float(p.bytes) for p in peaks if p.tier == tier) for tier in TIERS}
@@ -170,7 +171,7 @@ def evaluate(
         peak_bytes=peak_bytes,
         limit_bytes=limits,
         bytes_moved=_bytes_moved(formulation, case, policy, contexts),
-        busy_s=_busy_seconds(formulation, case, policy, contexts),
+        busy_s={"prefill": prefill_busy_s, "decode": decode_busy_s},
         bottleneck=_bottlenecks(formulation, case, policy, contexts),
         feasible=not violations,
         violations=violations,
@@ -188,30 +189,32 @@ def block_seconds(
     formulation: Formulation, case: Case, policy: Policy, contexts: list[tuple[float, int]] | None = None
 ) -> tuple[float, float]:
     """Seconds of one block's prefill and decode; ``contexts=None`` gives every step its own context."""
+    prefill_s, decode_s = (seconds for seconds, _ in phase_seconds(formulation, case, policy, contexts).values())
+    return prefill_s, decode_s
+
+
+def phase_seconds(
+    formulation: Formulation, case: Case, policy: Policy, contexts: list[tuple[float, int]] | None = None
+) -> dict[str, tuple[float, dict[str, float]]]:
+    """Seconds of each phase of one block, and busy seconds by resource in it; contexts as in :func:`block_seconds`."""
     amounts = amounts_of(policy)
-    prefill_s = sum(float(stage.total()) for stage in formulation.prefill(case, amounts))
+    stages: dict[str, tuple[list[Stage], float | FloatArray]] = {
+        "prefill": (formulation.prefill(case, amounts), 1.0),
+        "decode": ([], 1.0),
+    }
     steps_by_context = formulation.decode_contexts(case.workload) if contexts is None else contexts
-    if not steps_by_context:
-        return prefill_s, 0.0
-    lengths, steps = _columns(steps_by_context)
-    return prefill_s, sum(float(np.sum(s.total() * steps)) for s in formulation.decode(case, amounts, lengths))
+    if steps_by_context:
+        lengths, steps = _columns(steps_by_context)
+        stages["decode"] = formulation.decode(case, amounts, lengths), steps
+    return {
+        phase: (sum(float(np.sum(stage.total() * steps)) for stage in some), _busy(some, steps))
+        for phase, (some, steps) in stages.items()
+    }
 
 
 def _columns(contexts: list[tuple[float, int]]) -> tuple[FloatArray, FloatArray]:
     lengths, steps = zip(*contexts, strict=True)
     return np.array(lengths, dtype=float), np.array(steps, dtype=float)
-
-
-def _busy_seconds(
-    formulation: Formulation, case: Case, policy: Policy, contexts: list[tuple[float, int]]
-) -> dict[str, dict[str, float]]:
-    """Busy seconds of each resource in each phase of one block."""
-    amounts = amounts_of(policy)
-    busy = {"prefill": _busy(formulation.prefill(case, amounts)), "decode": dict.fromkeys(map(str, RESOURCES), 0.0)}
-    if contexts:
-        lengths, steps = _columns(contexts)
-        busy["decode"] = _busy(formulation.decode(case, amounts, lengths), steps)
-    return busy
 
 
 def _busy(stages: Iterable[Stage], steps: float | FloatArray = 1.0) -> dict[str, float]:
@@ -259,5 +262,5 @@ def _bytes_moved(
     sources = {**case.hardware.sources, "unit": next(iter(case.hardware.sources.values()))}
     engine = dataclasses.replace(case.hardware.engine, cache_loads="overlapped")  # waiting moves no bytes
     hardware = dataclasses.replace(case.hardware, links=links, engine=engine, sources=sources, flexgen_constants=None)
-    seconds = _busy_seconds(formulation, dataclasses.replace(case, hardware=hardware), policy, contexts)
-    return {link: sum(busy[link] for busy in seconds.values()) for link in LINKS}
+    found = phase_seconds(formulation, dataclasses.replace(case, hardware=hardware), policy, contexts)
+    return {link: sum(busy_s[link] for _, busy_s in found.values()) for link in LINKS}
