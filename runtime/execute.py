@@ -6,6 +6,7 @@ something needs them; without, each is waited for at once. Nothing else differs.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from costmodel.schedule import Place, Step, block_schedule
 from runtime import attention, layers
 from runtime.block_positions import BlockPositions
 from runtime.cache_format import CacheFormat
+from runtime.cache_shape import CacheShape
 from runtime.hidden_states import HiddenStates
-from runtime.kv_cache import CacheShape, KvCache
+from runtime.kv_cache import KvCache
 from runtime.layers import LayerWeights
 from runtime.movers import Movers
 from runtime.weights import Weights
@@ -142,11 +144,12 @@ class BlockRun:
 
     def close(self) -> None:
         """Wait for what is under way, which may still touch the block's buffers, and give the block's files back."""
-        for part in (self._weights, self.cache, self.hidden):
-            part.drain()
-        for file in (self.cache.file, self.hidden.file):
-            if file is not None:
-                self._movers.discard(file)
+        with ExitStack() as ending:  # all of it, last first, whatever fails
+            for file in (self.cache.file, self.hidden.file):
+                if file is not None:
+                    ending.callback(self._movers.discard, file)
+            for part in (self.hidden, self.cache, self._weights):
+                ending.callback(part.drain)
 
     def __enter__(self) -> "BlockRun":
         return self
