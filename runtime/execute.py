@@ -281,7 +281,9 @@ class BlockRun:
 
     def _now(self) -> float:
         self._movers.mark().synchronize()
-        return time.perf_counter()
+        now = time.perf_counter()
+        self._movers.report()  # what a CUDA device did last belongs to the phase that ends
+        return now
 
     def _times(self, began: float, prefilled: float, steps: int) -> BlockTimes:
         return BlockTimes(prefill_s=prefilled - began, decode_s=self._now() - prefilled, steps=steps)

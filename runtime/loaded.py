@@ -41,6 +41,10 @@ class Loaded:
         say: Callable[[str], None],
     ) -> "Loaded":
         """Allocate and fill what the policy keeps in memory; the disk is driven as ``hardware`` was measured."""
+        if device.type == "cuda":  # the allocator gives back what it keeps, or fails, before it exceeds the budget
+            total_bytes = torch.cuda.get_device_properties(device).total_memory
+            share = min(1.0, hardware.capacity_bytes["gpu"] / total_bytes)
+            torch.cuda.set_per_process_memory_fraction(share, device)
         watch = MemoryWatch(device)
         movers = Movers(
             device,

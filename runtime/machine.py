@@ -52,7 +52,7 @@ def machine(
         found = given
     else:
         found = Hardware.from_file(given) if given is not None else _profiled(device, offload_dir, config, say)
-    kind = "cuda" if device.type == "cuda" else "cpu"
+    kind = ("rocm" if torch.version.hip else "cuda") if device.type == "cuda" else "cpu"
     if found.gpu.kind != kind:
         raise InputError(
             f"hardware {found.name!r} has a first tier of kind {found.gpu.kind!r}, but this run is on {kind!r}: "

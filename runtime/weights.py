@@ -165,7 +165,8 @@ class Weights:
             first, last = _share(begin, end, part, parts)
             if last > first:
                 into = target[first - unit.page : last - unit.page]
-                relay = self._relay(turn, relayed + first - begin, last - first)
+                # As far from a page as the file is, or the disk is read through the page cache.
+                relay = self._relay(turn, relayed + first - begin // ALIGNMENT * ALIGNMENT, last - first)
                 after = self._relay_users.get(turn - 2, ())
                 loaded = self._movers.load(
                     self._file, unit.file_offset + first, into, relay=relay, after=after, name=name
@@ -173,7 +174,7 @@ class Weights:
                 pending.append(loaded)
                 if self.relay_bytes:
                     self._relay_users.setdefault(turn, []).append(loaded)
-            relayed += end - begin
+            relayed += _disk_bytes(unit)
             position += unit.staging_bytes
 
     def _relay(self, turn: int, start: int, nbytes: int) -> Tensor | None:
@@ -317,8 +318,9 @@ def _host_pages(unit: PlacedUnit) -> int:
 
 
 def _disk_bytes(unit: PlacedUnit) -> int:
+    """Bytes of the whole pages around what is read from the disk; none where nothing is."""
     start, stop = unit.disk_pages
-    return stop - start
+    return round_up(stop) - start // ALIGNMENT * ALIGNMENT if stop > start else 0
 
 
 def _tensor(field: Field, memory: Tensor, rows: int | None = None) -> Tensor:
