@@ -18,8 +18,6 @@ from runtime.disk import DiskFile
 from runtime.movers import Movers
 from runtime.pending import Pending, drain
 
-__all__ = ["CacheShape", "KvCache"]
-
 
 class KvCache:
     """Room for the keys and values of a block, and the way to and from it.
