@@ -7,7 +7,7 @@ import torch
 from profiler.compute import call, compute_dtype, dtype_name, random_weights
 from profiler.effort import Effort
 from profiler.timing import Place, Reading, Results, Task, Timer, time_tasks
-from runtime import attention, layers, quantization
+from runtime import attention, cache_attention, layers, quantization
 
 FUSED_ROWS = (1, 8, 128)
 """Rows of the products with 4-bit weights: through the fused kernel, and through dequantised weights."""
@@ -188,9 +188,14 @@ def _decode_body(
         mlp_norms=norms(),
     )
     shape = layers.LayerShape(num_heads=heads, num_kv_heads=heads, head_dim=head_dim)
-    room = (batch, heads, context, head_dim)
-    cache = layers.LayerCache(
-        keys=torch.zeros(room, dtype=dtype, device=device), values=torch.zeros(room, dtype=dtype, device=device)
-    )
+    room = torch.zeros((2, batch * heads, context, head_dim), dtype=dtype, device=device)
     states = random_weights(batch, hidden, dtype, device).view(batch, 1, hidden)
-    return call(layers.decoder_layer_decode, states, weights, shape, cache, position=context - 1)
+
+    def body() -> None:
+        rows = [part.reshape(batch * heads, 1, head_dim) for part in layers.project_qkv(states, weights, shape)]
+        query, key, value = rows[0].unsqueeze(1), rows[1], rows[2]
+        options = {"scale": shape.attention_scale, "mask": None, "bias": None}
+        attended = cache_attention.append_and_attend(room, query, key, value, tokens=context, **options)
+        layers.finish_layer(states, attended.view(batch, heads, 1, head_dim), weights, shape)
+
+    return body

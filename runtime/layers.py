@@ -6,7 +6,7 @@ A sublayer (attention or MLP) may have a norm in three places, each of which som
 
 Most models have ``before``; opt-350m has ``residual`` only (post-norm); GLM-4 has ``before`` and
 ``output``. In a parallel layer both sublayers work on the same x. All functions take hidden states
-(batch, tokens, hidden) and return new ones; a cache is written in place. Nothing here knows where a tensor
+(batch, tokens, hidden) and return new ones. Nothing here knows where a tensor
 came from, only that all lie on one device.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from costmodel.errors import InputError
-from runtime import attention, quantization
-from runtime.quantization import Quantized, Quantized4bitLinear
+from runtime import quantization
+from runtime.quantization import Quantized4bitLinear
 from runtime.rotary import Rotation, rotate
 
 # Each may write its result into its argument.
@@ -131,27 +131,6 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LayerCache:
-    """Room for the keys and values of one layer and batch: each (batch, kv heads, room, head dim).
-
-    Allocated with zeros (see :func:`runtime.attention.decode`); plain in the compute type, or 4-bit.
-    """
-
-    keys: Tensor | Quantized
-    values: Tensor | Quantized
-
-    @property
-    def room(self) -> int:
-        """Tokens that fit."""
-        return self.keys.shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class EmbeddingWeights:
     """What follows the tables: ``project_in`` widens a token's row to hidden, ``norm`` comes last."""
 
@@ -239,65 +218,6 @@ def _mlp(x: Tensor, weights: LayerWeights, shape: LayerShape) -> Tensor:
     return linear(inner, weights.down)
 
 
-def decoder_layer_prefill(
-    hidden: Tensor,
-    weights: LayerWeights,
-    shape: LayerShape,
-    cache: LayerCache,
-    *,
-    key_padding_mask: Tensor | None = None,
-    bias: Tensor | None = None,
-    rotation: Rotation | None = None,
-) -> Tensor:
-    """One layer over a prompt, hidden (batch, tokens, hidden); keys and values go to the first tokens of ``cache``.
-
-    ``key_padding_mask`` (batch, tokens) is True for real tokens, ``bias`` as in :func:`attention.prefill`.
-    """
-    q, k, v = project_qkv(hidden, weights, shape, rotation)
-    _store(cache, k, v, position=0)
-    attended = attention.prefill(q, k, v, scale=shape.attention_scale, key_padding_mask=key_padding_mask, bias=bias)
-    return finish_layer(hidden, attended, weights, shape)
-
-
-def decoder_layer_decode(
-    hidden: Tensor,
-    weights: LayerWeights,
-    shape: LayerShape,
-    cache: LayerCache,
-    *,
-    position: int,
-    mask: Tensor | None = None,
-    bias: Tensor | None = None,
-    rotation: Rotation | None = None,
-) -> Tensor:
-    """One layer over one new token, hidden (batch, 1, hidden), whose key and value go to ``position`` of ``cache``.
-
-    ``position`` counts the tokens already there, padding included. ``mask`` (batch, position + 1) is True
-    for real tokens; None: no padding. ``bias`` as in :func:`attention.decode`.
-    """
-    q, k, v = project_qkv(hidden, weights, shape, rotation)
-    _store(cache, k, v, position=position)
-    attended = attend_cache(q, cache, shape, tokens=position + 1, mask=mask, bias=bias)
-    return finish_layer(hidden, attended, weights, shape)
-
-
-def attend_cache(
-    q: Tensor,
-    cache: LayerCache,
-    shape: LayerShape,
-    *,
-    tokens: int,
-    mask: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """Attention of one new token over the first ``tokens`` of a cache, plain or 4-bit."""
-    if isinstance(cache.keys, Quantized) or isinstance(cache.values, Quantized):
-        keys, values = (_plain(part, tokens, q.dtype) for part in (cache.keys, cache.values))
-    else:
-        keys, values = cache.keys, cache.values
-    return attention.decode(q, keys, values, scale=shape.attention_scale, tokens=tokens, mask=mask, bias=bias)
-
-
 def positions(attention_mask: Tensor) -> Tensor:
     """Position of each token (batch, tokens) among the real ones of its row; −1 for padding."""
     mask = attention_mask.long()
@@ -323,21 +243,3 @@ def lm_head(hidden: Tensor, weights: HeadWeights) -> Tensor:
 def _join(hidden: Tensor, output: Tensor, norms: Norms) -> Tensor:
     """The residual sum with its norms; may reuse the memory of ``output``."""
     return normalize(normalize(output, norms.output).add_(hidden), norms.residual)
-
-
-def _store(cache: LayerCache, keys: Tensor, values: Tensor, *, position: int) -> None:
-    """Write keys and values (batch, kv heads, tokens, head dim) at ``position``, the rest untouched."""
-    stop = position + keys.shape[2]
-    if position < 0 or stop > cache.room:
-        raise InputError(f"tokens {position} to {stop} do not fit a cache with room for {cache.room}")
-    for new, into in ((keys, cache.keys), (values, cache.values)):
-        if isinstance(into, Quantized):
-            quantization.quantize_into(new, into.tokens(position, stop))
-        else:
-            into[:, :, position:stop] = new
-
-
-def _plain(part: Tensor | Quantized, tokens: int, dtype: torch.dtype) -> Tensor:
-    if isinstance(part, Quantized):
-        return quantization.dequantize(part.tokens(0, tokens), dtype=dtype)
-    return part[:, :, :tokens]

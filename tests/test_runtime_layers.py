@@ -10,14 +10,15 @@ from runtime import layers, quantization
 from runtime.layers import (
     EmbeddingWeights,
     HeadWeights,
-    LayerCache,
     LayerShape,
     LayerWeights,
     Linear,
     Norm,
     Norms,
 )
+from tests import one_layer
 from tests.checkpoints import randomised
+from tests.one_layer import LayerCache
 
 VOCABULARY = 97
 NEW_TOKENS = 4
@@ -115,16 +116,14 @@ class Model:
         caches = self.caches(batch, tokens + new_ids.shape[1] + 3, four_bit=four_bit_cache)
         hidden = self.embed(token_ids, layers.positions(mask))
         for weights, cache in zip(self.layers, caches, strict=True):
-            hidden = layers.decoder_layer_prefill(hidden, weights, self.shape, cache, key_padding_mask=mask.bool())
+            hidden = one_layer.prefill(hidden, weights, self.shape, cache, mask=mask.bool())
         result = [layers.lm_head(hidden, self.head)]
         for step in range(new_ids.shape[1]):
             mask = torch.cat((mask, mask.new_ones(batch, 1)), 1)
             positions = layers.positions(mask)[:, -1:]
             hidden = self.embed(new_ids[:, step : step + 1], positions)
             for weights, cache in zip(self.layers, caches, strict=True):
-                hidden = layers.decoder_layer_decode(
-                    hidden, weights, self.shape, cache, position=tokens + step, mask=mask.bool()
-                )
+                hidden = one_layer.decode(hidden, weights, self.shape, cache, position=tokens + step, mask=mask.bool())
             result.append(layers.lm_head(hidden, self.head))
         return result
 
@@ -244,12 +243,12 @@ def test_a_4bit_cache_equals_attention_over_its_dequantised_tokens(layout):
     _, k, v = layers.project_qkv(hidden, weights, shape)
     cache = model.caches(2, 12, four_bit=True)[0]
     prompt = hidden[:, :6]
-    ours = layers.decoder_layer_prefill(prompt, weights, shape, cache, key_padding_mask=mask[:, :6])
-    plain = layers.decoder_layer_prefill(prompt, weights, shape, model.caches(2, 6)[0], key_padding_mask=mask[:, :6])
+    ours = one_layer.prefill(prompt, weights, shape, cache, mask=mask[:, :6])
+    plain = one_layer.prefill(prompt, weights, shape, model.caches(2, 6)[0], mask=mask[:, :6])
     assert torch.equal(ours, plain), "a prompt sees exact keys and values"
     for position in (6, 7, 8):
         token, stop = hidden[:, position : position + 1], position + 1
-        ours = layers.decoder_layer_decode(token, weights, shape, cache, position=position, mask=mask[:, :stop])
+        ours = one_layer.decode(token, weights, shape, cache, position=position, mask=mask[:, :stop])
         q, _, _ = layers.project_qkv(token, weights, shape)
         attended = torch.nn.functional.scaled_dot_product_attention(
             q, rounded(k[:, :, :stop]), rounded(v[:, :, :stop]), attn_mask=mask[:, None, None, :stop]
@@ -264,7 +263,7 @@ def test_decode_appends_in_place_and_leaves_the_rest():
     cache.keys[:], cache.values[:] = 5.0, 6.0
     before = cache.keys.data_ptr(), cache.values.data_ptr()
     hidden = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0))
-    layers.decoder_layer_decode(hidden, model.layers[0], model.shape, cache, position=4)
+    one_layer.decode(hidden, model.layers[0], model.shape, cache, position=4)
     assert (cache.keys.data_ptr(), cache.values.data_ptr()) == before
     others = [0, 1, 2, 3, 5, 6, 7, 8]
     assert cache.keys[:, :, others].eq(5).all()
@@ -278,8 +277,8 @@ def test_layers_do_not_change_their_input():
     model = Model(opt(do_layer_norm_before=False))
     hidden = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
     copy = hidden.clone()
-    layers.decoder_layer_prefill(hidden, model.layers[0], model.shape, model.caches(2, 5)[0])
-    layers.decoder_layer_decode(hidden[:, :1], model.layers[0], model.shape, model.caches(2, 5)[0], position=0)
+    one_layer.prefill(hidden, model.layers[0], model.shape, model.caches(2, 5)[0])
+    one_layer.decode(hidden[:, :1], model.layers[0], model.shape, model.caches(2, 5)[0], position=0)
     assert torch.equal(hidden, copy)
 
 
@@ -350,7 +349,7 @@ def test_gated_mlp_rms_norm_and_grouped_kv_heads_equal_transformers_llama():
     nowhere = torch.zeros_like(token_ids)
     out = model(input_ids=token_ids, attention_mask=mask, position_ids=nowhere, use_cache=True)
     hidden = layers.embed(tokens[token_ids], embedding)
-    hidden = layers.decoder_layer_prefill(hidden, weights, shape, cache, key_padding_mask=mask.bool())
+    hidden = one_layer.prefill(hidden, weights, shape, cache, mask=mask.bool())
     torch.testing.assert_close(layers.lm_head(hidden, head), out.logits[:, -1], rtol=0, atol=1e-4)
     mask = torch.cat((mask, mask.new_ones(4, 1)), 1)
     out = model(
@@ -361,7 +360,7 @@ def test_gated_mlp_rms_norm_and_grouped_kv_heads_equal_transformers_llama():
         use_cache=True,
     )
     hidden = layers.embed(tokens[new_ids[:, :1]], embedding)
-    hidden = layers.decoder_layer_decode(hidden, weights, shape, cache, position=11, mask=mask.bool())
+    hidden = one_layer.decode(hidden, weights, shape, cache, position=11, mask=mask.bool())
     torch.testing.assert_close(layers.lm_head(hidden, head), out.logits[:, -1], rtol=0, atol=1e-4)
 
 
@@ -381,7 +380,7 @@ def test_norms_on_the_output_come_before_the_residual_sum():
     )  # fmt: skip
     shape = LayerShape(num_heads=1, num_kv_heads=1, head_dim=4)
     cache = LayerCache(keys=torch.zeros(1, 1, 1, 4), values=torch.zeros(1, 1, 1, 4))
-    ours = layers.decoder_layer_decode(torch.full((1, 1, 4), 0.5), weights, shape, cache, position=0)
+    ours = one_layer.decode(torch.full((1, 1, 4), 0.5), weights, shape, cache, position=0)
     torch.testing.assert_close(ours, torch.full((1, 1, 4), 0.5 + 3.0 + 3.0))
 
 
@@ -401,10 +400,3 @@ def test_positions_count_real_tokens():
 def test_bad_shapes_are_named(changes, message):
     with pytest.raises(InputError, match=message):
         LayerShape(**{"num_heads": 4, "num_kv_heads": 4, "head_dim": 16, **changes})
-
-
-def test_a_full_cache_is_refused():
-    model = Model(opt())
-    cache = model.caches(2, 4)[0]
-    with pytest.raises(InputError, match="tokens 4 to 5 do not fit a cache with room for 4"):
-        layers.decoder_layer_decode(torch.zeros(2, 1, 64), model.layers[0], model.shape, cache, position=4)
