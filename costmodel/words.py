@@ -32,6 +32,13 @@ def resource_name(resource: str) -> str:
     return _RESOURCES[resource]
 
 
+def quantity_name(quantity: str) -> str:
+    """What a validation compares: ``"prefill time"`` for ``"prefill"``, ``"peak GPU memory"`` for ``"peak gpu"``."""
+    if quantity.startswith("peak "):
+        return f"peak {memory_name(quantity.removeprefix('peak '))}"
+    return quantity if quantity == "throughput" else f"{quantity} time"
+
+
 def batches(policy: Policy) -> str:
     """The batch shape: ``"3 GPU batches of 55 prompts = 165 prompts in a block"``."""
     size, number = policy.gpu_batch_size, policy.num_gpu_batches

@@ -35,7 +35,13 @@ def refused(*args, **kwargs):
     raise OSError("a notebook runs from committed data: no network")
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refused
-sys.modules.update(dict.fromkeys({FORBIDDEN!r}))  # importing one of them is an error now
+
+class Refusal:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {FORBIDDEN!r}:
+            raise ImportError("a notebook plans and draws: it does not import " + name)
+
+sys.meta_path.insert(0, Refusal())
 warnings.simplefilter("error")
 """
 

@@ -5,7 +5,7 @@ computed by the authors from the first decode step, so the prediction repeats th
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -38,6 +38,17 @@ class Run:
         return " ".join(
             [self.model.name, f"s={self.workload.prompt_len}", shape, *(["4-bit", "+".join(kinds)] * bool(kinds))]
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A run of another system on the same machine: the prompts it held at once, and token/s."""
+
+    system: str
+    model: str
+    workload: Workload
+    prompts: int
+    throughput_tok_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +105,24 @@ def _run(row: dict[str, str]) -> Run:
     )
 
 
+@cache
+def baselines() -> tuple[Baseline, ...]:
+    """What the paper prints for other systems: Accelerate, DeepSpeed, and Petals a GPU."""
+    return tuple(
+        Baseline(
+            system=row["system"],
+            model=row["model"],
+            workload=Workload(prompt_len=int(row["prompt_len"]), gen_len=BASELINE_GEN_LEN),
+            prompts=int(row["effective_batch"]),
+            throughput_tok_per_s=float(row["throughput_tok_per_s"]),
+        )
+        for row in _rows("baselines_t4_published.csv")
+    )
+
+
+BASELINE_GEN_LEN = 32
+"""Tokens that every system generated for a prompt, as the file's first lines say."""
+
 SMALL_BATCH = {"opt-30b": 8, "opt-175b": 2}
 """Prompts under "DeepSpeed policy", which the table does not state.
 
@@ -104,20 +133,29 @@ powers of two.
 
 
 @cache
-def ablations() -> tuple[Ablation, ...]:
-    """The ablation table at prompt 512, for OPT-30B and OPT-175B without compression."""
-    base = {
+def ablated_runs() -> Mapping[str, Run]:
+    """The runs that the ablation table takes something from, by model: prompt 512, without compression."""
+    return {
         run.model.name: run
         for run in runs()
         if run.workload.prompt_len == 512 and run.policy.cpu_attention and run.model.name in SMALL_BATCH
     }
+
+
+def published_ablation(variant: str, model: str) -> float | None:
+    """A cell of the ablation table (token/s); ``None`` for out of memory. Raises for a row that it lacks."""
+    (cell,) = (row[model] for row in _rows("flexgen_ablation_t4_published.csv") if row["variant"] == variant)
+    return None if cell == "OOM" else float(cell)
+
+
+@cache
+def ablations() -> tuple[Ablation, ...]:
+    """The ablations that change a policy, for OPT-30B and OPT-175B."""
     found = []
-    for row in _rows("flexgen_ablation_t4_published.csv"):
-        if row["variant"] not in _VARIANTS:
-            continue
-        for model, run in base.items():
-            published = None if row[model] == "OOM" else float(row[model])
-            policy = _VARIANTS[row["variant"]](run)
+    for variant, vary in _VARIANTS.items():
+        for model, run in ablated_runs().items():
+            published = published_ablation(variant, model)
+            policy = vary(run)
             varied = Run(
                 model=run.model,
                 workload=run.workload,
@@ -125,7 +163,7 @@ def ablations() -> tuple[Ablation, ...]:
                 projected=run.projected,
                 throughput_tok_per_s=published or 0.0,
             )
-            found.append(Ablation(variant=row["variant"], run=varied, published_tok_per_s=published))
+            found.append(Ablation(variant=variant, run=varied, published_tok_per_s=published))
     return tuple(found)
 
 

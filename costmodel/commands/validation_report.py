@@ -7,13 +7,8 @@ from rich.text import Text
 from costmodel import units, words
 from costmodel.commands import terminal
 from costmodel.formulations.roofline import HOST_MEMORY_KINDS
-from costmodel.policy import TIERS
 from costmodel.validation import Cause, Errors, Summary, Validation
 from costmodel.validation.statistics import WAITING
-
-_NAMES = {"throughput": "throughput", "prefill": "prefill time", "decode": "decode time"} | {
-    f"peak {tier}": f"peak {words.memory_name(tier)}" for tier in TIERS
-}
 
 _CAUSES_SHOWN = 8
 
@@ -23,7 +18,7 @@ def report(found: Validation, *, written: Sequence[str]) -> list[terminal.Render
     summary = found.summary()
     return [
         terminal.heading(f"Errors of {words.counted(summary.runs, 'run')}: predicted / measured − 1"),
-        _errors({_NAMES[name]: errors for name, errors in summary.errors.items()}, "quantity"),
+        _errors({words.quantity_name(name): errors for name, errors in summary.errors.items()}, "quantity"),
         terminal.heading("Throughput by measured bottleneck"),
         _errors(
             {words.resource_name(name): errors["throughput"] for name, errors in summary.regimes.items()}, "busiest"
@@ -106,7 +101,7 @@ def _causes(summary: Summary) -> terminal.Renderable:
 
 
 def _facts(found: Validation, written: Sequence[str]) -> list[terminal.Row]:
-    summary, origin = found.summary(), found.measurements[0].origin
+    summary = found.summary()
     rows: list[terminal.Row] = []
     if summary.over_budget:
         many = words.counted(summary.over_budget, "run")
@@ -115,10 +110,13 @@ def _facts(found: Validation, written: Sequence[str]) -> list[terminal.Row]:
         rows.append(
             ("Unfinished", f"{words.counted(len(found.left), 'policy', 'policies')} still to be run (--resume)")
         )
-    measured_on = (
-        f"{found.measurements[0].dtype} on {origin['cpu']['name']}, commit {origin['commit']}, {origin['date']}"
-    )
-    return [*rows, ("Measured", measured_on), ("Wrote", ", ".join(written))]
+    return [*rows, ("Measured", measured_on(found)), ("Wrote", ", ".join(written))]
+
+
+def measured_on(found: Validation) -> str:
+    """Type, processor, commit and date of the runs."""
+    first = found.measurements[0]
+    return f"{first.dtype} on {first.origin['cpu']['name']}, commit {first.origin['commit']}, {first.origin['date']}"
 
 
 def _over(found: Validation) -> str:

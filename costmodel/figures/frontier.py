@@ -87,11 +87,7 @@ def draw_frontier(axes: Axes, found: Frontier) -> Axes:
         for name, i in series.items()
     ]
     axes.legend(handles=handles, loc="lower right", **LEGEND)
-    first, last = _around(latencies)
-    ticks = [time for time in _TIMES if first <= time <= last]
-    axes.xaxis.set_major_locator(FixedLocator(ticks[:: max(1, -(-len(ticks) // 9))] or [latencies[0]]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round_time(value)))
+    label_times(axes, most=9)
     axes.set_xlabel("time for one block of prompts (log scale)", fontsize=NORMAL)
     axes.set_ylabel("throughput (token/s)", fontsize=NORMAL)
     axes.tick_params(labelsize=SMALL)
@@ -99,6 +95,15 @@ def draw_frontier(axes: Axes, found: Frontier) -> Axes:
     axes.set_axisbelow(True)
     plain_frame(axes)
     return axes
+
+
+def label_times(axes: Axes, *, most: int) -> None:
+    """At most ``most`` round times on a logarithmic axis of seconds; its limits must be set."""
+    first, last = axes.get_xlim()
+    ticks = [time for time in _TIMES if first <= time <= last]
+    axes.xaxis.set_major_locator(FixedLocator(ticks[:: max(1, -(-len(ticks) // most))] or [first]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round_time(value)))
 
 
 def _way(policy: Policy) -> str:

@@ -4,48 +4,28 @@ import math
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from costmodel import words
+from costmodel.figures.agreement import CLOSE, REGIMES, draw_agreement
 from costmodel.figures.style import (
-    BLUE,
     DASHES,
-    GREEN,
     GREY,
     INK,
     LEGEND,
     NORMAL,
-    ORANGE,
     PAGE,
-    PURPLE,
-    SKY,
     SMALL,
-    VERMILION,
     add_titles,
     paper_figure,
     plain_frame,
 )
-from costmodel.formulations.base import RESOURCES
-from costmodel.policy import TIERS
+from costmodel.studies.validation import pairs_table
 from costmodel.validation import Validation, frame
-from costmodel.validation.statistics import QUANTITIES, regime
-
-REGIMES: dict[str, tuple[str, str]] = {
-    resource: (colour, marker)
-    for resource, colour, marker in zip(
-        RESOURCES, (BLUE, PURPLE, ORANGE, GREEN, VERMILION, SKY), ("o", "s", "^", "v", "D", "X"), strict=True
-    )
-}
-
-CLOSE = 0.1
-"""The grey band: predictions within 10 % of the measurement."""
+from costmodel.validation.statistics import QUANTITIES
 
 MOST_SHOWN = 60.0
 """Errors beyond this many percent are drawn at the edge, with an arrow."""
-
-_LABELS = {"throughput": "throughput", "prefill": "prefill time", "decode": "decode time"} | {
-    f"peak {tier}": f"peak {words.memory_name(tier)}" for tier in TIERS
-}
 
 
 def validation_figure(found: Validation) -> Figure:
@@ -69,41 +49,9 @@ def validation_figure(found: Validation) -> Figure:
 
 def draw_throughput(axes: Axes, found: Validation) -> Axes:
     """One marker a run, coloured by the measured bottleneck, on equal logarithmic axes; the band is ±10 %."""
-    pairs = [(one.measured.throughput_tok_per_s, one.predicted.throughput_tok_per_s) for one in found.measurements]
-    low, high = min(map(min, pairs)) / 1.3, max(map(max, pairs)) * 1.3
-    axes.fill_between(
-        [low, high], [low * (1 - CLOSE), high * (1 - CLOSE)], [low * (1 + CLOSE), high * (1 + CLOSE)], color="#EFEFEF"
-    )
-    axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle=DASHES)
-    regimes = [regime(one.measured) for one in found.measurements]
-    for resource, (colour, marker) in REGIMES.items():
-        those = [pair for pair, busiest in zip(pairs, regimes, strict=True) if busiest == resource]
-        if those:
-            label = f"{words.resource_name(resource)} ({len(those)})"
-            axes.plot(
-                *zip(*those, strict=True),
-                linestyle="none",
-                marker=marker,
-                color=colour,
-                markersize=5,
-                markeredgecolor="white",
-                label=label,
-            )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(low, high)
-    axes.set_ylim(low, high)
-    axes.set_aspect("equal")
-    steps = (1.0, 2.0, 5.0) if high / low < 500 else (1.0,)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=steps))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value)))
-        axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("measured (token/s)", fontsize=NORMAL)
-    axes.set_ylabel("predicted (token/s)", fontsize=NORMAL)
-    axes.tick_params(labelsize=SMALL)
+    table = pairs_table(found)
+    draw_agreement(axes, table[table["quantity"] == "throughput"], counts=True)
     axes.legend(loc="best", title="busiest, as measured", title_fontsize=SMALL, **{**LEGEND, "handlelength": 0.8})
-    plain_frame(axes)
     axes.set_title("Throughput", fontsize=NORMAL, loc="left", color=INK, fontweight="bold")
     return axes
 
@@ -136,7 +84,7 @@ def draw_errors(axes: Axes, found: Validation) -> Axes:
             )
         median = float(table[_column(name)].median()) * 100
         axes.vlines(max(-MOST_SHOWN, min(MOST_SHOWN, median)), place - 0.32, place + 0.32, color=INK, linewidth=1.2)
-    axes.set_yticks(range(len(shown)), [_LABELS[name] for name in reversed(shown)], fontsize=NORMAL)
+    axes.set_yticks(range(len(shown)), [words.quantity_name(name) for name in reversed(shown)], fontsize=NORMAL)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=SMALL)
     axes.set_ylim(-0.6, len(shown) - 0.4)

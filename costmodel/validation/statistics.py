@@ -145,15 +145,16 @@ def regime(measured: Estimate) -> str:
 
 def errors_of(one: Measurement) -> dict[str, float]:
     """The error of every quantity that the run has: a phase without work or an unused tier has none."""
-    predicted, measured = one.predicted, one.measured
-    pairs = {
-        "throughput": (predicted.throughput_tok_per_s, measured.throughput_tok_per_s),
-        "prefill": (predicted.prefill_s, measured.prefill_s),
-        "decode": (predicted.decode_s, measured.decode_s),
-        **{f"peak {tier}": (predicted.peak_bytes[tier], measured.peak_bytes[tier]) for tier in TIERS},
-    }
+    pairs = {name: (value_of(one.predicted, name), value_of(one.measured, name)) for name in QUANTITIES}
     # A decode of no steps is measured as microseconds of bookkeeping; what was never predicted cannot be wrong.
     return {name: _relative(*pair) for name, pair in pairs.items() if pair[0] > 0}
+
+
+def value_of(cost: Estimate, quantity: str) -> float:
+    """One of :data:`QUANTITIES` (token/s, seconds or bytes)."""
+    if quantity.startswith("peak "):
+        return cost.peak_bytes[quantity.removeprefix("peak ")]
+    return cost.throughput_tok_per_s if quantity == "throughput" else _seconds(cost, quantity)
 
 
 def _relative(predicted: float, measured: float) -> float:
@@ -201,7 +202,8 @@ def causes(measurements: Sequence[Measurement]) -> tuple[Cause, ...]:
 
 def _cause(measurements: Sequence[Measurement], phase: str, resource: str, gap_s: float) -> Cause | None:
     pairs = [
-        (_part(one, one.predicted, phase, resource), _part(one, one.measured, phase, resource)) for one in measurements
+        (busy_s(one, one.predicted, phase, resource), busy_s(one, one.measured, phase, resource))
+        for one in measurements
     ]
     worked = [(before, after) for before, after in pairs if before or after]
     if not worked:
@@ -218,7 +220,7 @@ def _cause(measurements: Sequence[Measurement], phase: str, resource: str, gap_s
     )
 
 
-def _part(one: Measurement, cost: Estimate, phase: str, resource: str) -> float:
+def busy_s(one: Measurement, cost: Estimate, phase: str, resource: str) -> float:
     """Busy seconds of a resource, or what the same resources as in :func:`gaps` leave unexplained of a phase."""
     if resource != WAITING:
         return cost.busy_s[phase][resource]
