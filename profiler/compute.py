@@ -49,6 +49,16 @@ def call(function: Callable[..., object], *arguments: object, **named: object) -
     return body
 
 
+def products(weights: list[layers.Linear], narrow: torch.Tensor, wide: torch.Tensor) -> Callable[[], None]:
+    """A body that multiplies by one projection of attention and both matrices of the MLP; ``wide`` enters the last."""
+
+    def body() -> None:
+        for matrix, states in zip(weights, (narrow, narrow, wide), strict=True):
+            layers.linear(states, matrix)
+
+    return body
+
+
 class Products:
     """Matrix products over the rows and widths of a decoder layer, in one dtype."""
 
@@ -71,12 +81,9 @@ class Products:
         return time_tasks(tasks, len(self.rows), timer=timer, budget_s=left_s, previous=previous)
 
     def _task(self, rows: int, weights: list[torch.Tensor], narrow: torch.Tensor, wide: torch.Tensor) -> Task:
-        def body() -> None:
-            for matrix in weights:
-                layers.linear(narrow if matrix.shape[1] == narrow.shape[1] else wide, layers.Linear(weight=matrix))
-
         params = sum(matrix.numel() for matrix in weights)
         at: Place = {"device": self.device.type, "dtype": dtype_name(self.dtype), "hidden": self.effort.hidden_size}
+        body = products([layers.Linear(weight=matrix) for matrix in weights], narrow, wide)
         return Task(name="matmul", at={**at, "rows": rows}, unit="FLOP/s", work=2.0 * params * rows, body=body)
 
 

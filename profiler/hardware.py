@@ -60,6 +60,7 @@ def _gpu(found: Profile, name: str) -> Gpu:
         attention_flops_per_s=_curve(results.select("prefill_attention", **on), "tokens"),
         dequantize_values_per_s=_middle(results.select("dequantize", **on)),
         layer_launch_s=_launch(found),
+        compressed_matmul_flops_per_s=_curve(results.select("linear_4bit", **on), "rows"),
     )
 
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from profiler.compute import call, compute_dtype, dtype_name, random_weights
+from profiler.compute import call, compute_dtype, dtype_name, products, random_weights
 from profiler.effort import Effort
 from profiler.timing import Place, Reading, Results, Task, Timer, time_tasks
 from runtime import attention, cache_attention, layers, quantization
 
-FUSED_ROWS = (1, 8, 128)
+COMPRESSED_ROWS = (1, 4, 16, 64, 128, 1024)
 """Rows of the products with 4-bit weights: through the fused kernel, and through dequantised weights."""
 
 
@@ -98,7 +98,7 @@ class Quantization:
 
     def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
         """Values/s of a cache each way; FLOP/s of products that take 4-bit weights."""
-        return time_tasks(self._tasks(), 2 + len(FUSED_ROWS), timer=timer, budget_s=budget_s, previous=previous)
+        return time_tasks(self._tasks(), 2 + len(COMPRESSED_ROWS), timer=timer, budget_s=budget_s, previous=previous)
 
     def _tasks(self) -> Iterator[Task]:
         heads, head_dim, hidden = self.effort.num_heads, self.effort.head_dim, self.effort.hidden_size
@@ -123,15 +123,19 @@ class Quantization:
             body=call(quantization.quantize_into, plain, packed),
         )
         del plain, packed
-        weight = quantization.quantize_linear(random_weights(hidden, hidden, self.dtype, self.device))
-        states = random_weights(max(FUSED_ROWS), hidden, self.dtype, self.device)
-        for rows in FUSED_ROWS:
+        ffn = self.effort.ffn_size
+        weights = [
+            layers.Linear(weight=quantization.quantize_linear(random_weights(*shape, self.dtype, self.device)))
+            for shape in ((hidden, hidden), (ffn, hidden), (hidden, ffn))
+        ]
+        narrow, wide = (random_weights(max(COMPRESSED_ROWS), size, self.dtype, self.device) for size in (hidden, ffn))
+        for rows in COMPRESSED_ROWS:
             yield Task(
                 name="linear_4bit",
                 at={**at, "hidden": hidden, "rows": rows},
                 unit="FLOP/s",
-                work=2.0 * hidden * hidden * rows,
-                body=call(quantization.linear_4bit, states[:rows], weight),
+                work=2.0 * hidden * (hidden + 2 * ffn) * rows,
+                body=products(weights, narrow[:rows], wide[:rows]),
             )
 
 

@@ -17,13 +17,17 @@ def products_s(case: Case, params: int, tokens: int) -> float:
     """Seconds to multiply one prompt's ``tokens`` by matrices of ``params`` parameters (half a layer).
 
     max(FLOPs / rate, weight bytes / bandwidth), plus half a layer's launches; what a batch does once
-    (reading the weights, expanding 4-bit ones, launching) is shared by its prompts.
+    (reading the weights, expanding 4-bit ones, launching) is shared by its prompts. Where products with 4-bit
+    weights were measured, that rate is all there is to them: reading and expanding are in it.
     """
     gpu, shape = case.hardware.gpu, case.shape
     fewest, most = (at_once(case, tokens, prompts) for prompts in (shape.gpu_batch_low, shape.gpu_batch_high))
+    once = gpu.layer_launch_s.effective / 2
+    if case.switches.compress_weights and gpu.compressed_matmul_flops_per_s is not None:
+        rate = gpu.compressed_matmul_flops_per_s.best_between(fewest * tokens, most * tokens)
+        return 2 * params * tokens / rate + once / most
     rate = gpu.matmul_flops_per_s.best_between(fewest * tokens, most * tokens)
     read_s = params * BYTES_PER_VALUE / gpu.memory_bytes_per_s.effective / most
-    once = gpu.layer_launch_s.effective / 2
     if case.switches.compress_weights:
         once += params / gpu.dequantize_values_per_s.effective
     return max(2 * params * tokens / rate, read_s) + once / most
