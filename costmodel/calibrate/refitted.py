@@ -81,5 +81,7 @@ def scatter(found: Fit) -> tuple[float, float, float]:
     pairs = np.array([[residuals[run] for run in both] for residuals in by_run])
     correlation = 0.0
     if len(both) >= 3 and (pairs.std(axis=1) > 0).all():
-        correlation = float(np.clip(np.corrcoef(np.argsort(np.argsort(pairs, axis=1), axis=1))[0, 1], -1.0, 1.0))
+        ranks = np.argsort(np.argsort(pairs, axis=1), axis=1)
+        matrix: Array = np.asarray(np.corrcoef(ranks))
+        correlation = float(np.clip(matrix[0, 1], -1.0, 1.0))
     return deviation("prefill"), deviation("decode"), correlation
