@@ -160,7 +160,8 @@ class Gpu:
     ``attention_flops_per_s`` is the rate of prefill attention, softmax and masking included.
     ``dequantize_values_per_s`` counts 4-bit values turned into fp16 (or the other way).
     ``compressed_matmul_flops_per_s`` is the rate of products with 4-bit weights, whatever is expanded included; absent:
-    a layer's weights are expanded at ``dequantize_values_per_s``, then multiplied. ``layer_launch_s`` is the host time to launch the kernels of one layer for one batch.
+    a layer's weights are expanded at ``dequantize_values_per_s``, then multiplied. ``layer_launch_s`` is the host time
+    to launch the kernels of one layer for one batch.
     """
 
     __pydantic_config__ = records.STRICT

@@ -8,6 +8,7 @@ from profiler.compute import call, compute_dtype, dtype_name, products, random_w
 from profiler.effort import Effort
 from profiler.timing import Place, Reading, Results, Task, Timer, time_tasks
 from runtime import attention, cache_attention, layers, quantization
+from runtime.cache_format import CacheFormat
 
 COMPRESSED_ROWS = (1, 4, 16, 64, 128, 1024)
 """Rows of the products with 4-bit weights: through the fused kernel, and through dequantised weights."""
@@ -98,7 +99,7 @@ class Quantization:
 
     def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
         """Values/s of a cache each way; FLOP/s of products that take 4-bit weights."""
-        return time_tasks(self._tasks(), 2 + len(COMPRESSED_ROWS), timer=timer, budget_s=budget_s, previous=previous)
+        return time_tasks(self._tasks(), 3 + len(COMPRESSED_ROWS), timer=timer, budget_s=budget_s, previous=previous)
 
     def _tasks(self) -> Iterator[Task]:
         heads, head_dim, hidden = self.effort.num_heads, self.effort.head_dim, self.effort.hidden_size
@@ -123,6 +124,7 @@ class Quantization:
             body=call(quantization.quantize_into, plain, packed),
         )
         del plain, packed
+        yield self._attention(at)
         ffn = self.effort.ffn_size
         weights = [
             layers.Linear(weight=quantization.quantize_linear(random_weights(*shape, self.dtype, self.device)))
@@ -137,6 +139,33 @@ class Quantization:
                 work=2.0 * hidden * (hidden + 2 * ffn) * rows,
                 body=products(weights, narrow[:rows], wide[:rows]),
             )
+
+    def _attention(self, at: Place) -> Task:
+        """Attention of one new token over a 4-bit cache, which is expanded on the way."""
+        heads, head_dim = self.effort.num_heads, self.effort.head_dim
+        context = self.effort.contexts[len(self.effort.contexts) // 2]
+        rows = heads * max(1, self.effort.working_set_bytes // (8 * heads * context * head_dim))
+        cache = CacheFormat(head_dim=head_dim, dtype=self.dtype, compressed=True)
+        memory = torch.zeros(2 * rows * context * cache.vector_bytes, dtype=torch.uint8, device=self.device)
+        room = cache.values(memory, 2, rows, context)
+        q, key, value = (heads_of(rows, 1, 1, head_dim, self.dtype, self.device) for _ in range(3))
+        return Task(
+            name="compressed_attention",
+            at={**at, "heads": heads, "context": context},
+            unit="values/s",
+            work=2.0 * rows * context * head_dim,
+            body=call(
+                cache_attention.append_and_attend,
+                room,
+                q,
+                key[:, 0],
+                value[:, 0],
+                tokens=context,
+                scale=head_dim**-0.5,
+                mask=None,
+                bias=None,
+            ),
+        )
 
 
 class WholeLayer:

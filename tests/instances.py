@@ -50,6 +50,7 @@ def machine(
     memory_bytes_per_s: float = 250e9,
     matmul: Rate | None = None,
     attention: Rate | None = None,
+    compressed_matmul: Rate | None = None,
     dequantize_values_per_s: float = 20e9,
     layer_launch_s: float = 0.0,
     cpu_attention_bytes_per_s: float | None = 20e9,
@@ -86,6 +87,7 @@ def machine(
             attention_flops_per_s=attention or rate(5e12),
             dequantize_values_per_s=quantity(dequantize_values_per_s),
             layer_launch_s=quantity(layer_launch_s),
+            compressed_matmul_flops_per_s=compressed_matmul,
         ),
         cpu=Cpu(
             name="CPU",
@@ -161,6 +163,7 @@ def any_machine(rng: random.Random, *, gpu_bytes: float, cpu_bytes: float, disk_
         memory_bytes_per_s=logarithmic(rng, 1e10, 1e12),
         matmul=any_rate(rng, logarithmic(rng, 1e11, 1e14)),
         attention=any_rate(rng, logarithmic(rng, 1e11, 1e13)),
+        compressed_matmul=rng.choice([None, any_rate(rng, logarithmic(rng, 1e11, 1e14))]),
         dequantize_values_per_s=logarithmic(rng, 1e9, 1e11),
         layer_launch_s=rng.choice([0.0, logarithmic(rng, 1e-6, 1e-3)]),
         cpu_attention_bytes_per_s=rng.choice([None, logarithmic(rng, 1e9, 1e11), logarithmic(rng, 1e9, 1e11)]),

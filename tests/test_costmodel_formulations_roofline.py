@@ -325,6 +325,9 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
 
     def products(params: int, tokens: int) -> float:
         """Of one batch and layer."""
+        if policy.compress_weights and gpu.compressed_matmul_flops_per_s is not None:
+            rate = gpu.compressed_matmul_flops_per_s.at(at_once(tokens) * tokens)
+            return 2 * params * g * tokens / rate + gpu.layer_launch_s.effective / 2 * g / at_once(tokens)
         compute = 2 * params * g * tokens / gpu.matmul_flops_per_s.at(at_once(tokens) * tokens)
         once = gpu.layer_launch_s.effective / 2 + (params / expand if policy.compress_weights else 0)
         return max(compute, params * 2 / bandwidth * g / at_once(tokens)) + once * g / at_once(tokens)
@@ -417,6 +420,13 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
 
     def stage(work: dict[str, float], load: dict[str, float]) -> float:
         everything = sum(work.values()) + sum(load.values())
+        if straight:  # the cores that compute copy between the memory tiers
+            cores = ("compute", "up", "down")
+            work, load = (
+                {"compute": sum(part.get(name, 0) for name in cores)}
+                | {name: seconds for name, seconds in part.items() if name not in cores}
+                for part in (work, load)
+            )
         if not policy.overlap:
             return everything
         if engine.weight_loads == "spread":

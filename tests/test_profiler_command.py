@@ -107,6 +107,7 @@ def test_everything_needed_was_measured(measured: tuple[Path, Path, Path]) -> No
         "attention_call",
         "quantize",
         "dequantize",
+        "compressed_attention",
         "linear_4bit",
         "layer_launch",
         "layer_decode",

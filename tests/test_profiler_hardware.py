@@ -45,12 +45,15 @@ def machine_readings(device: str = "cpu") -> list[Reading]:
     on, dtype = ("device", device), ("dtype", "bfloat16" if device == "cpu" else "float16")
     found += readings("matmul", "FLOP/s", {(on, dtype, ("rows", rows)): (rows * 1e9, 1.0) for rows in (1, 8, 64)})
     found += readings("matmul", "FLOP/s", {(on, ("dtype", "float32"), ("rows", 1)): (9e15, 1.0)})
+    found += readings("linear_4bit", "FLOP/s", {(on, dtype, ("rows", rows)): (rows * 3e9, 1.0) for rows in (1, 16)})
     found += readings("prefill_attention", "FLOP/s", {(on, ("tokens", n)): (n * 1e8, 1.0) for n in (128, 512)})
     for processor in {device, "cpu"}:
         place = ("device", processor)
         rates = {128: 5e9, 512: 6e9, 2048: 7e9}
         found += readings("decode_attention", "bytes/s", {(place, ("context", n)): (r, 1.0) for n, r in rates.items()})
-        found += readings("dequantize", "values/s", {(place,): (2e9, 1.0)})
+        found += readings("dequantize", "values/s", {(place,): (9e9, 1.0)})
+        # 1/1.2 ns a value, of which two bytes at 6 GB/s take 1/3 ns: half a nanosecond is expansion.
+        found += readings("compressed_attention", "values/s", {(place,): (1.2e9, 1.0)})
         found.append(Reading(name="attention_call", at=(place,), unit="s", work=None, samples=(1e-5,) * 3))
     found.append(Reading(name="layer_launch", at=(on,), unit="s", work=None, samples=(1e-4, 1e-4, 3e-4)))
     slowdowns = {pairs.MANY_ROWS: (1.25, 1.0), pairs.ONE_ROW: (1.0, 1.0)}
@@ -132,6 +135,8 @@ def test_known_machine_is_given_back(machine: Hardware, path: str, value: float)
 def test_curves_and_spreads(machine: Hardware) -> None:
     assert machine.gpu.matmul_flops_per_s.curve == ((1, 1e9), (8, pytest.approx(8e9)), (64, pytest.approx(64e9)))
     assert machine.gpu.matmul_flops_per_s.at(8) == pytest.approx(8e9)
+    assert machine.gpu.compressed_matmul_flops_per_s is not None
+    assert machine.gpu.compressed_matmul_flops_per_s.curve == ((1, pytest.approx(3e9)), (16, pytest.approx(48e9)))
     assert machine.links.disk_read.bytes_per_s.spread == pytest.approx(0.01, abs=1e-4)
     assert machine.gpu.layer_launch_s.spread == pytest.approx(1.0)
 

@@ -115,8 +115,8 @@ MACHINE_CONSTANTS: Mapping[str, MachineConstant] = {
             name="dequantize",
             path="gpu.dequantize_values_per_s",
             what="4-bit expansion",
-            run=f"tierwise bench {_ON_GPU} --compress-cache on --gpu-batch-size 16 --num-gpu-batches 1 --prompt-len 512 "
-            "--gen-len 16",
+            run=f"tierwise bench {_ON_GPU} --compress-cache on --gpu-batch-size 16 --num-gpu-batches 1 "
+            "--prompt-len 512 --gen-len 16",
         ),
         MachineConstant(
             name="compressed-matmul",
