@@ -173,8 +173,8 @@ def overlap_share(found: Profile) -> tuple[float, float | None]:
     """The unhidden share of loads and compute, and its spread over the rounds.
 
     The loads that planning hides are those of the slowest link in use: reads of the disk, and on a GPU copies to the
-    first tier (a CPU's cores make them, which planning knows). For each, compute hides the link or the link hides compute; all of
-    these count alike.
+    first tier (a CPU's cores make them, which planning knows). For each, compute hides the link or the link hides
+    compute; all of these count alike.
     """
     beside = [pairs.READ]
     if found.device.type != "cpu" and found.capacity.cpu_bytes > 0:
