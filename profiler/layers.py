@@ -10,7 +10,7 @@ from profiler.timing import Place, Reading, Results, Task, Timer, time_tasks
 from runtime import attention, cache_attention, layers, quantization
 from runtime.cache_format import CacheFormat
 
-COMPRESSED_ROWS = (1, 4, 16, 64, 128, 1024)
+COMPRESSED_ROWS = (1, 4, 16, 64, 128, 256, 1024)
 """Rows of the products with 4-bit weights: through the fused kernel, and through dequantised weights."""
 
 
