@@ -1,0 +1,76 @@
+"""Committed measurements against today's cost model: a change that makes it worse than what is stated fails here."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from costmodel.calibrate.machine import Recalibration, recalibrate
+from costmodel.estimate import Estimate, estimate
+from costmodel.hardware import Hardware
+from costmodel.measurement import Measurement
+from costmodel.validation import Validation
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+FITTED, HELD_OUT = "validation", "validation-held-out"
+
+STATED = {FITTED: (0.23, 0.50), HELD_OUT: (0.12, 0.30)}
+"""Median and 90th percentile of the throughput error's size, with the profile alone (docs/validation.md)."""
+
+STATED_CALIBRATED = (0.07, 0.23)
+"""The same for the held-out runs, with the constants fitted to the others."""
+
+STATED_PEAK = 0.05
+"""Median of the error's size of the first tier's peak memory."""
+
+
+@cache
+def validation(name: str) -> Validation:
+    return Validation.from_file(RESULTS / f"2026-11-23-epyc-2-cores-{name}.json")
+
+
+@cache
+def calibrated() -> Recalibration:
+    found = validation(FITTED)
+    return recalibrate(found.hardware, found.measurements, draws=20)
+
+
+def today(one: Measurement, machine: Hardware) -> Estimate:
+    return estimate(one.policy, hardware=machine, model=one.model, workload=one.workload)
+
+
+def throughput_errors(machine: Hardware, runs: Sequence[Measurement]) -> list[float]:
+    return [today(one, machine).throughput_tok_per_s / one.measured.throughput_tok_per_s - 1 for one in runs]
+
+
+def assert_within(errors: Sequence[float], stated: tuple[float, float]) -> None:
+    sizes = np.abs(errors)
+    assert np.median(sizes) <= stated[0]
+    assert np.quantile(sizes, 0.9) <= stated[1]
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_the_profile_alone_predicts_as_stated(name: str) -> None:
+    found = validation(name)
+    assert len(found.measurements) == len(found.drawn)
+    assert_within(throughput_errors(found.hardware, found.measurements), STATED[name])
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_peak_memory_is_predicted_as_stated(name: str) -> None:
+    found = validation(name)
+    peaks = [
+        today(one, found.hardware).peak_bytes["gpu"] / one.measured.peak_bytes["gpu"] - 1 for one in found.measurements
+    ]
+    assert np.median(np.abs(peaks)) <= STATED_PEAK
+
+
+def test_calibration_predicts_held_out_runs_as_stated() -> None:
+    assert_within(throughput_errors(calibrated().hardware, validation(HELD_OUT).measurements), STATED_CALIBRATED)
+
+
+def test_calibration_helps_runs_that_it_has_not_seen() -> None:
+    held_out = calibrated().held_out
+    assert held_out.after["throughput"].median < held_out.before["throughput"].median / 2
