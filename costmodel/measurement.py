@@ -4,6 +4,7 @@ The figures of a run have the fields of an :class:`~costmodel.estimate.Estimate`
 subtracted field by field.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -71,15 +72,32 @@ class Measurement:
                 policy=records.from_dict(Policy, found["policy"], where=f"{where}: policy"),
                 hardware=str(found["hardware"]),
                 predicted=Estimate.from_dict(found["predicted"]),
-                measured=Estimate.from_dict(found["measured"]),
+                measured=_checked(Estimate.from_dict(found["measured"]), where=f"{where}: measured"),
                 block_s=tuple((float(prefill), float(decode)) for prefill, decode in found["block_s"]),
                 resident_bytes=found["resident_bytes"],
                 origin=found["origin"],
             )
-        except (KeyError, TypeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: this is no measurement: {error}") from None
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> "Measurement":
         """Read a measurement file."""
         return cls.from_dict(records.read_json(path), where=str(path))
+
+
+def _checked(measured: Estimate, *, where: str) -> Estimate:
+    """The figures of a run, each a finite number of at least 0, and its latency the sum of its phases."""
+    seconds = {name: getattr(measured, name) for name in ("prefill_s", "decode_s", "latency_s", "throughput_tok_per_s")}
+    seconds |= {f"busy_s.{phase}.{r}": busy for phase, all_s in measured.busy_s.items() for r, busy in all_s.items()}
+    for name, value in seconds.items():
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise InputError(f"{where}: {name} is {value!r}: a finite number of at least 0 is expected")
+    phases_s = measured.prefill_s + measured.decode_s
+    if not math.isclose(measured.latency_s, phases_s, rel_tol=0.01, abs_tol=1e-3) or phases_s == 0:
+        raise InputError(
+            f"{where}: latency_s is {measured.latency_s:g}: prefill and decode take {phases_s:g} s together"
+        )
+    return measured

@@ -1,6 +1,7 @@
 """Settings that every test shares, and a tiny OPT for those that ask for one."""
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,10 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Of a job in the background SIGINT is ignored, by children too; tests that interrupt themselves must be heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A loaded machine must not fail a test (no deadline), and CI must fail on the same examples twice.
 settings.register_profile("local", deadline=None)

@@ -71,5 +71,6 @@ def test_a_case_half_run_has_dashes_and_no_verdict() -> None:
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_results_tell_nothing_of_the_folders_of_a_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert json.loads(text)["origin"]["hardware"]
+    if "against-accelerate" in path.stem:
+        assert json.loads(text)["origin"]["hardware"]
     assert not re.search(r'"/(home|root|tmp|var|work)\b', text)

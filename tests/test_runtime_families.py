@@ -149,7 +149,8 @@ SHAPES: Mapping[str, dict[str, Any]] = {
 
 
 def config_of(name: str) -> dict[str, Any]:
-    return SHAPES[MODELS[name]["model_type"]] | MODELS[name]
+    """A copy in depth: transformers writes into the rope parameters that it is given."""
+    return copy.deepcopy(SHAPES[MODELS[name]["model_type"]] | MODELS[name])
 
 
 @functools.cache

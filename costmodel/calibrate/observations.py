@@ -136,6 +136,13 @@ def read(
                 f"{path} was measured on {one.hardware!r}, {first} is of {machine.name!r}: one machine only"
             )
         found.append(one)
+    seen = [(one.policy, one.workload, one.measured) for one in found]
+    for place, run in enumerate(seen):
+        if run in seen[:place]:
+            raise InputError(
+                f"the same run is given twice (number {place + 1} of {len(seen)} is number {seen.index(run) + 1}): a "
+                "held-out run must not be fitted to; give each file once"
+            )
     for one in found:
         if one.dtype == "float32":
             raise InputError(
