@@ -189,6 +189,11 @@ class Gpu:
             ),
         )
 
+    @property
+    def is_host_memory(self) -> bool:
+        """Whether the first tier is memory of the host, as the second one is."""
+        return self.kind in ("cpu", "metal")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cpu:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.commands import arguments, outcome, output, parsing, signals, terminal
 from costmodel.errors import InfeasibleError, InputError, TierwiseError
-from costmodel.formulations.roofline import HOST_MEMORY_KINDS
 from costmodel.hardware import Hardware
 from costmodel.overrides import with_overrides
 from costmodel.policy import Policy
@@ -202,7 +201,7 @@ def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> V
         return found
     with _engine(args, conversions) as llm:
         hardware, spec = llm.hardware, llm.spec
-    if args.gpu_memory is None and hardware.gpu.kind not in HOST_MEMORY_KINDS:
+    if args.gpu_memory is None and not hardware.gpu.is_host_memory:
         hardware = with_overrides(hardware, gpu_memory=hardware.capacity_bytes["gpu"] - LIBRARY_BYTES)
     engine_flags.say(f"drawing {args.runs} policies for {spec.name} on {hardware.name}")
     space = Space(

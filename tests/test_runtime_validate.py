@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from costmodel.hardware import Hardware
+from costmodel.hardware import Gpu, Hardware
 from costmodel.units import GiB
 from costmodel.validation import Validation
-from runtime import budgets, validate
+from runtime import budgets
 from runtime.host_memory import HostMemory
 from runtime.llm import LLM
 from runtime.validate import main
@@ -182,7 +182,7 @@ def test_runs_on_a_gpu_leave_room_for_its_libraries(
     assert main(flags) == 0
     assert Validation.from_file(tmp_path / "v.json").hardware.capacity_bytes["gpu"] == 0.8 * 4 * GiB - 2**20
     (tmp_path / "v.json").unlink()
-    monkeypatch.setattr(validate, "HOST_MEMORY_KINDS", ())  # as on a machine with a GPU
+    monkeypatch.setattr(Gpu, "is_host_memory", False)  # as on a machine with a GPU
     assert main(flags) == 0
     assert Validation.from_file(tmp_path / "v.json").hardware.capacity_bytes["gpu"] == 0.8 * 4 * GiB - 2**20 - GiB / 2
 

@@ -17,7 +17,6 @@ from costmodel import records, validation
 from costmodel.errors import InputError
 from costmodel.estimate import PHASES, case_of, phase_seconds
 from costmodel.formulations import get
-from costmodel.formulations.roofline import HOST_MEMORY_KINDS
 from costmodel.hardware import Hardware
 from costmodel.measurement import SCHEMA as MEASUREMENT
 from costmodel.measurement import Measurement
@@ -92,7 +91,7 @@ def _predicted(one: Measurement, hardware: Hardware) -> dict[str, tuple[float, d
 def _busy(seconds: Mapping[str, float], hardware: Hardware) -> dict[str, float]:
     """Busy seconds by resource; where one processor does both, its attention over the second tier is not told apart."""
     found = dict(seconds)
-    if hardware.gpu.kind in HOST_MEMORY_KINDS:
+    if hardware.gpu.is_host_memory:
         found["gpu_compute"] += found.pop("cpu_compute")
     return found
 

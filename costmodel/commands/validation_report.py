@@ -6,7 +6,6 @@ from rich.text import Text
 
 from costmodel import units, words
 from costmodel.commands import terminal
-from costmodel.formulations.roofline import HOST_MEMORY_KINDS
 from costmodel.validation import Cause, Errors, Summary, Validation
 from costmodel.validation.statistics import WAITING
 
@@ -41,7 +40,7 @@ def _what_ran(found: Validation) -> str:
     first, runs = found.measurements[0], len(found.measurements)
     held = found.hardware.capacity_bytes
     names = {"gpu": "memory", "cpu": "a second tier of memory"}
-    if found.hardware.gpu.kind not in HOST_MEMORY_KINDS:
+    if not found.hardware.gpu.is_host_memory:
         names = {tier: words.memory_name(tier) for tier in names}
     sizes = " and ".join(f"{units.format_bytes(held[tier])} of {name}" for tier, name in names.items() if held[tier])
     reading = sum(one.measured.bytes_moved["disk_read"] > 0 for one in found.measurements)

@@ -15,13 +15,13 @@ from costmodel.formulations.roofline.seconds import (
     gpu_attention_s,
     prefill_attention_s,
 )
-from costmodel.formulations.roofline.stages import HOST_MEMORY_KINDS, disk_lands_on_gpu, idle, over_link, stages
+from costmodel.formulations.roofline.stages import disk_lands_on_gpu, idle, over_link, stages
 from costmodel.formulations.roofline.working_memory import dequantized_bytes, largest_load_bytes, workspace_bytes
 from costmodel.hardware import Hardware
 from costmodel.model import BYTES_PER_VALUE, ModelSpec
 from costmodel.workload import Workload
 
-__all__ = ["HOST_MEMORY_KINDS", "Roofline"]
+__all__ = ["Roofline"]
 
 STAGING_BUFFERS = 2
 """Double buffering: one buffer is filled while the other is used."""
@@ -44,7 +44,7 @@ class Roofline(Formulation):
 
     def refusal(self, switches: Switches, hardware: Hardware) -> str | None:
         cpu = hardware.cpu
-        if switches.cpu_attention and hardware.gpu.kind in HOST_MEMORY_KINDS and not cpu.memory_bytes.effective:
+        if switches.cpu_attention and hardware.gpu.is_host_memory and not cpu.memory_bytes.effective:
             return (
                 f"cpu_attention cannot be on: the first tier of hardware {hardware.name!r} is host memory and there "
                 "is no second one, so the same processor attends either way"

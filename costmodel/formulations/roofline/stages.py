@@ -8,9 +8,6 @@ from costmodel.formulations.roofline.seconds import elementwise_s, head_s, matri
 from costmodel.hardware import Link
 from costmodel.model import BYTES_PER_VALUE
 
-HOST_MEMORY_KINDS = ("cpu", "metal")
-"""Machines whose first tier is host memory."""
-
 
 def stages(
     case: Case,
@@ -145,4 +142,4 @@ def over_link(case: Case, amount: PerTier[Any]) -> Linear:
 
 def disk_lands_on_gpu(case: Case) -> bool:
     """True where the first tier is host memory: disk reads need no hop through the second tier."""
-    return case.hardware.gpu.kind in HOST_MEMORY_KINDS
+    return case.hardware.gpu.is_host_memory
