@@ -30,21 +30,22 @@ def append_and_attend(room: Values, q: Tensor, key: Tensor, value: Tensor, *, to
     for half, new in zip(halves, (key, value), strict=True):
         write(new, tokens_of(half, tokens - 1, tokens))
     if isinstance(room, Quantized):
-        return attend_pieces([(tokens_of(room, 0, tokens), 0, 1)], q, copied_tokens=tokens, **options)
+        return attend_pieces([(tokens_of(room, 0, tokens), 0, 1)], q, **options)
     keys, values = (half for half in halves if isinstance(half, Tensor))
     return attention.decode(q, keys.unsqueeze(1), values.unsqueeze(1), tokens=tokens, **options)
 
 
 def attend_pieces(
-    pieces: Sequence[Piece], q: Tensor, *, copied_tokens: int, scale: float, mask: Tensor | None, bias: Tensor | None
+    pieces: Sequence[Piece], q: Tensor, *, scale: float, mask: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     """Attention over the tokens of all pieces, in few enough rows at a time that what is copied stays small.
 
-    ``copied_tokens`` of every row are copied; ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head, tokens).
+    ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head, tokens).
     """
-    head_dim = q.shape[-1]
+    head_dim, (first_tokens, *others) = q.shape[-1], [_tokens_of(piece) for piece in pieces]
+    later_tokens = sum(others)
+    copied_tokens = later_tokens + (first_tokens if isinstance(pieces[0][0], Quantized) else 0)
     at_once = max(1, COPIED_BYTES[q.device.type] // (2 * copied_tokens * head_dim * q.dtype.itemsize))
-    later_tokens = sum(_tokens_of(piece) for piece in pieces[1:])
     later = q.new_empty((2, min(at_once, len(q)), later_tokens, head_dim))
     out = torch.empty_like(q)
     for first in range(0, len(q), at_once):

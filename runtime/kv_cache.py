@@ -106,7 +106,7 @@ class KvCache:
             }
             if isinstance(part.kept, Carried):
                 pieces = self._pieces(part.kept, turn, key, value, new_tokens)
-                attended = cache_attention.attend_pieces(pieces, one_q, copied_tokens=new_tokens, scale=scale, **masks)
+                attended = cache_attention.attend_pieces(pieces, one_q, scale=scale, **masks)
             else:
                 attended = cache_attention.append_and_attend(
                     part.kept, one_q, key, value, tokens=tokens, scale=scale, **masks

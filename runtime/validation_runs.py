@@ -56,9 +56,11 @@ def run_all(
 ) -> Validation:
     """Run what is left, up to the limit; ``keep`` is told the validation after every run, ``say`` a line of it."""
     count, done = len(validation.drawn), len(validation.measurements)
-    warm = False
+    warm, expect = False, None
     for number, drawn in enumerate(validation.left, start=done + 1):
-        expected_s = 0.0 if limit is None else _expected_s(drawn.policy, engines, workload)
+        if limit is not None and expect is None:
+            expect = _expectation(drawn.policy, engines, workload)
+        expected_s = 0.0 if expect is None else expect(drawn.policy)
         if limit is not None and not limit.allows(expected_s if warm else 2 * expected_s):
             say(f"no time is left for the next run, which should take {units.format_seconds(expected_s)}")
             break
@@ -75,15 +77,19 @@ def run_all(
     return validation
 
 
-def _expected_s(policy: Policy, engines: Engines, workload: Workload) -> float:
-    """Seconds of a run: weights that stay in memory are read from the disk, then comes the block."""
-    with engines(policy) as engine:
+def _expectation(any_policy: Policy, engines: Engines, workload: Workload) -> Callable[[Policy], float]:
+    """Seconds of a policy's run: weights that stay in memory are read from the disk, then comes the block."""
+    with engines(any_policy) as engine:
         model, hardware = engine.spec, engine.hardware
         wider = engine.dtype.itemsize / BYTES_PER_VALUE
-    cost = estimate(policy, hardware=hardware, model=model, workload=workload)
-    layers = model.num_layers * model.layer_weight_bytes(compressed=policy.compress_weights)
-    kept = (model.embedding_bytes + model.head_bytes + layers) * (1 - policy.weights.disk) * wider
-    return kept / hardware.links.disk_read.bytes_per_s.effective + cost.latency_s
+
+    def expected_s(policy: Policy) -> float:
+        cost = estimate(policy, hardware=hardware, model=model, workload=workload)
+        layers = model.num_layers * model.layer_weight_bytes(compressed=policy.compress_weights)
+        kept = (model.embedding_bytes + model.head_bytes + layers) * (1 - policy.weights.disk) * wider
+        return kept / hardware.links.disk_read.bytes_per_s.effective + cost.latency_s
+
+    return expected_s
 
 
 def run_line(number: int, count: int, drawn: Drawn, found: Measurement) -> str:
