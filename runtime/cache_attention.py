@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime import attention
-from runtime.cache_format import Values, keys_and_values, narrow, plain, tokens_of, write
+from runtime.cache_format import Values, narrow, plain, tokens_of, write_pair
 from runtime.quantization import Quantized
 
 COPIED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
@@ -26,12 +26,10 @@ def append_and_attend(room: Values, q: Tensor, key: Tensor, value: Tensor, *, to
     ``q`` is (rows, heads of a kv head, 1, head dim), ``key`` and ``value`` are (rows, 1, head dim); ``options`` are
     those of :func:`attend_pieces`.
     """
-    halves = keys_and_values(room)
-    for half, new in zip(halves, (key, value), strict=True):
-        write(new, tokens_of(half, tokens - 1, tokens))
+    write_pair(key, value, tokens_of(room, tokens - 1, tokens))
     if isinstance(room, Quantized):
         return attend_pieces([(tokens_of(room, 0, tokens), 0, 1)], q, **options)
-    keys, values = (half for half in halves if isinstance(half, Tensor))
+    keys, values = room.unbind(0)
     return attention.decode(q, keys.unsqueeze(1), values.unsqueeze(1), tokens=tokens, **options)
 
 
@@ -81,7 +79,7 @@ def _some_rows(pieces: Sequence[Piece], some: slice, later: Tensor) -> list[tupl
 def _halves(piece: Piece, some: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Keys and values (rows, tokens, head dim) of some rows of a piece; a view where they are plain."""
     values, both_dim, row_dim = piece
-    keys, vals = (plain(half, dtype) for half in keys_and_values(narrow(values, row_dim, some), dim=both_dim))
+    keys, vals = plain(narrow(values, row_dim, some), dtype).unbind(both_dim)
     if row_dim == 2:  # records: (tokens, rows, head dim)
         return keys.transpose(0, 1), vals.transpose(0, 1)
     return (keys, vals) if keys.dim() == 3 else (keys.unsqueeze(1), vals.unsqueeze(1))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from costmodel.policy import Split
 from runtime import cache_attention
-from runtime.cache_format import device_of, keys_and_values, narrow, tokens_of, write
+from runtime.cache_format import device_of, keys_and_values, narrow, tokens_of, write, write_pair
 from runtime.cache_memory import CacheMemory, Carried
 from runtime.cache_shape import CacheShape, Place
 from runtime.disk import DiskFile
@@ -121,8 +121,7 @@ class KvCache:
         """What was loaded, and the newest token, which is left in the record buffer for :meth:`store`."""
         _wait(self._records_leaving, turn)
         record = part.road.record(part.records[turn % 2])
-        for half, new in zip(keys_and_values(record), (key, value), strict=True):
-            write(new.squeeze(1), half)
+        write_pair(key.squeeze(1), value.squeeze(1), record)
         # What was stored, not what was to be stored: in 4 bits the two differ, and every tier must give the same.
         memory = part.staging[turn % 2]
         pieces = [(part.road.prompt(memory), 0, 1)]
