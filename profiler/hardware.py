@@ -9,8 +9,9 @@ import torch
 
 import costmodel
 from costmodel.errors import TierwiseError
-from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links, Quantity, Rate, Source
+from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links
 from costmodel.model import BYTES_PER_VALUE
+from costmodel.quantity import Quantity, Rate, Source
 from profiler import pairs
 from profiler.compute import dtype_name
 from profiler.fit import Line, fit_line, unhidden_share
