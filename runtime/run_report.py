@@ -36,7 +36,8 @@ def pace_line(new_tokens: int, seconds: float, run: "Measurement | None") -> str
         return f"{made} in {units.format_seconds(seconds)}: {rate(new_tokens / max(seconds, 1e-9))}"
     measured, predicted = run.measured, run.predicted.throughput_tok_per_s
     told = f"{made} in {units.format_seconds(measured.job_s or measured.latency_s)}"
-    return f"{told}: {rate(measured.throughput_tok_per_s)}; predicted: {rate(predicted)} ({run.throughput_error:+.0%})"
+    error = words.signed_percent(run.throughput_error, 0)
+    return f"{told}: {rate(measured.throughput_tok_per_s)}; predicted: {rate(predicted)} ({error})"
 
 
 def rate(tokens_per_s: float) -> str:

@@ -1,4 +1,4 @@
-"""The words of the reports: a count agrees with its noun."""
+"""The words of the reports: a count agrees with its noun, and nothing has no sign."""
 
 import pytest
 
@@ -19,3 +19,11 @@ from costmodel import words
 )
 def test_a_count_agrees_with_its_noun(number: int, nouns: tuple[str, ...], text: str) -> None:
     assert words.counted(number, *nouns) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "decimals", "text"),
+    [(0.25, 1, "+25.0 %"), (-0.2, 0, "-20 %"), (0.0004, 1, "0.0 %"), (-0.004, 0, "0 %"), (12.5, 0, "+1,250 %")],
+)
+def test_what_rounds_to_nothing_has_no_sign(share: float, decimals: int, text: str) -> None:
+    assert words.signed_percent(share, decimals) == text
