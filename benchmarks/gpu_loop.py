@@ -299,7 +299,7 @@ def _last_line(text: str) -> str:
 def _machine(origin: dict[str, Any]) -> str:
     """What must not change between two calls."""
     gpu, cpu = origin["gpu"], origin["cpu"]
-    cores = f"{cpu['name']}, {cpu['cores_usable']} cores"
+    cores = f"{cpu['name']}, {words.counted(cpu['cores_usable'], 'core')}"
     return cores if gpu is None else f"{gpu['name']} ({units.format_bytes(gpu['memory_bytes'])}), {cores}"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from costmodel import words
 from costmodel.hardware import Hardware
 from costmodel.model import ModelSpec
 from costmodel.validation import Validation
@@ -140,7 +141,9 @@ class Validating(Stage):
 
     def progress(self, place: Place) -> str:
         found = self._found(place)
-        return "to be run" if found is None else f"{len(found.measurements)} of {len(found.drawn)} runs"
+        if found is None:
+            return "to be run"
+        return f"{len(found.measurements)} of {words.counted(len(found.drawn), 'run')}"
 
     def left_s(self, place: Place) -> float:
         found = self._found(place)
@@ -201,7 +204,8 @@ def _of_model(
         stages.append(
             Validating(
                 name=f"validate-{name}-{kind}",
-                about=f"{count} policies in " + (f"{capped[0]} + {capped[1]}" if memory else "what is free"),
+                about=f"{words.counted(count, 'policy', 'policies')} in "
+                + (f"{capped[0]} + {capped[1]}" if memory else "what is free"),
                 model=model,
                 command=(
                     *("-m", "runtime.validate", "--model", model, *place, "--dtype", "{dtype}", *hardware, *memory),

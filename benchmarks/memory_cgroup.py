@@ -30,7 +30,7 @@ from types import FrameType
 from typing import IO
 
 from benchmarks.page_cache import evict
-from costmodel import units
+from costmodel import units, words
 from costmodel.errors import InputError, TierwiseError
 from runtime import environment
 
@@ -283,7 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit_bytes = int(units.parse(args.memory, "bytes"))
         print(
             f"{units.format_bytes(limit_bytes)} of memory and page cache; {environment.cpu_name()}, "
-            f"{environment.usable_cores()} cores; commit {environment.commit()}, {environment.today()}",
+            f"{words.counted(environment.usable_cores(), 'core')}; "
+            f"commit {environment.commit()}, {environment.today()}",
             flush=True,
         )
         if args.cold:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from costmodel import units
+from costmodel import units, words
 from profiler.compute import Products, compute_dtype, random_weights
 from profiler.effort import EFFORTS, MiB
 from profiler.hardware import line
@@ -104,7 +104,8 @@ def main() -> int:
     dtype = compute_dtype(device)
     directory = offload_directory(args.offload_dir)
     print(
-        f"{environment.cpu_name()}, {environment.usable_cores()} cores, load {environment.load_per_core():.1f} a core; "
+        f"{environment.cpu_name()}, {words.counted(environment.usable_cores(), 'core')}, "
+        f"load {environment.load_per_core():.1f} a core; "
         f"torch {torch.__version__}; {directory} on {environment.file_system(directory).kind}; "
         f"commit {environment.commit()}, {environment.today()}; {args.turns} turns of {args.seconds:g} s"
     )

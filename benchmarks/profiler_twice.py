@@ -7,6 +7,7 @@ than the sum of both interquartile ranges (and 3 %, what repeats settle at). Idl
 import argparse
 import sys
 
+from costmodel import words
 from costmodel.hardware import quantities
 from profiler.effort import EFFORTS
 from profiler.hardware import hardware
@@ -22,7 +23,8 @@ def main() -> int:
     args = parser.parse_args()
     request = Request(effort=EFFORTS[args.effort])
     print(
-        f"{environment.cpu_name()}, {environment.usable_cores()} cores, load {environment.load_per_core():.1f} a core, "
+        f"{environment.cpu_name()}, {words.counted(environment.usable_cores(), 'core')}, "
+        f"load {environment.load_per_core():.1f} a core, "
         f"commit {environment.commit()}, {environment.today()}, effort {args.effort}"
     )
     machines = [hardware(profile(request, progress=lambda title: None), name=name) for name in ("first", "second")]

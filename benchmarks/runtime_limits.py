@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from costmodel import records
+from costmodel import records, words
 from costmodel.hardware import Hardware
 from costmodel.measurement import Measurement
 from costmodel.policy import Policy, Split
@@ -51,7 +51,7 @@ def main() -> int:
     bench = Bench(args.model, args.offload_dir, args.hardware, args.device)
     origin = environment.describe(bench.device, args.offload_dir)
     print(
-        f"{args.model} on {origin['cpu']['name']}, {environment.usable_cores()} cores, "
+        f"{args.model} on {origin['cpu']['name']}, {words.counted(environment.usable_cores(), 'core')}, "
         f"load {environment.load_per_core():.1f} a core, torch {origin['torch']}, commit {origin['commit']}, "
         f"{origin['date']}"
     )

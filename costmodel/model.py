@@ -246,7 +246,7 @@ def _violation(shape: Mapping[str, Any], *, called: Mapping[str, str]) -> str | 
     if (shape["positions"] == "learned") != (shape["position_rows"] > 0):
         return f"position_rows is {shape['position_rows']}: it must be above 0 for learned positions and 0 otherwise"
     if shape["num_sliding_layers"] > shape["num_layers"]:
-        return f"num_sliding_layers is {shape['num_sliding_layers']}: the model has {shape['num_layers']} layers"
+        return f"num_sliding_layers is {shape['num_sliding_layers']}: the limit is num_layers, {shape['num_layers']}"
     if (shape["sliding_window"] is None) != (shape["num_sliding_layers"] == 0):
         return (
             f"num_sliding_layers is {shape['num_sliding_layers']} with sliding_window {shape['sliding_window']}: "

@@ -8,7 +8,8 @@ import dataclasses
 import math
 from functools import reduce
 
-from costmodel.hardware import Hardware, Quantity
+from costmodel.hardware import Hardware
+from costmodel.quantity import Quantity
 
 SHARE = "engine.unhidden_share"
 

@@ -107,7 +107,7 @@ class Policy:
 def splits_from_percent(percent: tuple[float, ...]) -> tuple[Split, Split, Split]:
     """Turn ``W_GPU W_CPU C_GPU C_CPU A_GPU A_CPU`` into the splits of weights, cache and activations."""
     if len(percent) != 6:
-        raise InputError(f"--percent has {len(percent)} numbers: it takes 6 (W_GPU W_CPU C_GPU C_CPU A_GPU A_CPU)")
+        raise InputError(f"--percent takes 6 numbers (W_GPU W_CPU C_GPU C_CPU A_GPU A_CPU), not {len(percent)}")
     splits = []
     for kind, gpu, cpu in zip(("weights", "cache", "activations"), percent[0::2], percent[1::2], strict=True):
         for tier, value in (("GPU", gpu), ("CPU", cpu)):

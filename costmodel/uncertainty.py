@@ -18,10 +18,11 @@ import numpy.typing
 from costmodel.calibrated import Calibrated
 from costmodel.estimate import PHASES, block_seconds, case_of
 from costmodel.formulations import get
-from costmodel.hardware import Hardware, Quantity
+from costmodel.hardware import Hardware
 from costmodel.model import ModelSpec
 from costmodel.offset import SHARE, deviation, moved
 from costmodel.policy import Policy
+from costmodel.quantity import Quantity
 from costmodel.workload import Workload
 
 LEVEL = 0.95

@@ -32,6 +32,11 @@ def resource_name(resource: str) -> str:
     return _RESOURCES[resource]
 
 
+def compared_name(resource: str) -> str:
+    """A resource where predicted and measured seconds stand side by side, which attention on the CPU joins."""
+    return "GPU and CPU compute" if resource == "gpu_compute" else resource_name(resource)
+
+
 def quantity_name(quantity: str) -> str:
     """What a validation compares: ``"prefill time"`` for ``"prefill"``, ``"peak GPU memory"`` for ``"peak gpu"``."""
     if quantity.startswith("peak "):
@@ -91,6 +96,12 @@ def percent(share: float) -> str:
     if abs(value) < 99.95:
         return f"{value:.1f} %".replace(".0 %", " %")
     return f"{value:,.0f} %"
+
+
+def signed_percent(share: float, decimals: int = 1) -> str:
+    """A difference as a percentage: ``"+25.0 %"``; what rounds to nothing has no sign."""
+    text = f"{share * 100:+,.{decimals}f}"
+    return f"{text if text.strip('+-0.') else text[1:]} %"
 
 
 def parameters(count: float) -> str:

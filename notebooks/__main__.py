@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from costmodel import words
 from notebooks.execution import ALL_LIMIT_S, Executed, NotebookError, execute, figures, paths
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if total_s > ALL_LIMIT_S:
         print(f"all together took {total_s:.0f} s of processor time: the limit is {ALL_LIMIT_S:.0f} s", file=sys.stderr)
         return 1
-    print(f"{len(chosen)} notebooks, {total_s:.1f} s of processor time: {args.out}")
+    print(f"{words.counted(len(chosen), 'notebook')}, {total_s:.1f} s of processor time: {args.out}")
     return 0
 
 

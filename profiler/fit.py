@@ -19,10 +19,6 @@ class Line:
     bytes_per_s: float
     error: float
 
-    def seconds(self, nbytes: float) -> float:
-        """Seconds of one transfer."""
-        return self.latency_s + nbytes / self.bytes_per_s
-
 
 def fit_line(nbytes: Sequence[float], seconds: Sequence[float]) -> Line:
     """The line that misses the points least, in relative terms, outliers discounted.

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 import costmodel
+from costmodel import words
 from costmodel.errors import TierwiseError
-from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links, Quantity, Rate, Source
+from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links
 from costmodel.model import BYTES_PER_VALUE
+from costmodel.quantity import Quantity, Rate, Source
 from profiler import pairs
 from profiler.compute import dtype_name
 from profiler.fit import Line, fit_line, unhidden_share
@@ -29,7 +31,7 @@ def hardware(found: Profile, *, name: str) -> Hardware:
     """The hardware file of a profile."""
     record = found.environment
     cpu, gpu = record["cpu"], record["gpu"]
-    cores = f"{cpu['name']}, {cpu['cores_usable']} cores"
+    cores = f"{cpu['name']}, {words.counted(cpu['cores_usable'], 'core')}"
     return Hardware(
         name=name,
         description=_description(found),

@@ -4,7 +4,8 @@ import re
 
 from costmodel import units
 from costmodel.commands import terminal
-from costmodel.hardware import Hardware, Quantity, catalog_names
+from costmodel.hardware import Hardware, catalog_names
+from costmodel.quantity import Quantity
 from profiler.session import Profile
 from profiler.timing import WIDE_SPREAD
 

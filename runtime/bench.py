@@ -13,6 +13,7 @@ from costmodel.commands import arguments, outcome, parsing, terminal
 from costmodel.errors import InputError
 from costmodel.formulations.base import LINKS
 from costmodel.policy import TIERS, splits_from_percent
+from costmodel.validation.statistics import COMPARED, compared_s
 from costmodel.workload import Workload
 from runtime import engine_flags, progress_bar
 
@@ -165,9 +166,10 @@ def show(measurement: "Measurement", written: Sequence[str]) -> None:
         label = f"bytes by {words.resource_name(link)}"
         row(label, predicted.bytes_moved[link], measured.bytes_moved[link], units.format_bytes)
     for phase in ("prefill", "decode"):
-        for resource, seconds in measured.busy_s[phase].items():
-            label = f"{phase}: {words.resource_name(resource)} busy"
-            row(label, predicted.busy_s[phase][resource], seconds, units.format_seconds)
+        expected_s, took_s = compared_s(predicted, phase), compared_s(measured, phase)
+        for resource in COMPARED:
+            label = f"{phase}: {words.compared_name(resource)} busy"
+            row(label, expected_s[resource], took_s[resource], units.format_seconds)
     origin = measurement.origin
     told = f"{measurement.model.name} in {measurement.dtype} on {origin['cpu']['name']}"
     lines = [Text(f"{told}, commit {origin['commit']}, {origin['date']}", terminal.FAINT)]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from costmodel import words
 from costmodel.commands import outcome, parsing, signals
 from costmodel.errors import InputError
 from costmodel.workload import Workload
@@ -210,7 +211,7 @@ class _Chat:
             engine_flags.say("(stopped)")
         elif self._watched:
             rate = tokens / max(time.monotonic() - start, 1e-9)
-            engine_flags.say(f"({tokens} tokens, {run_report.rate(rate)})")
+            engine_flags.say(f"({words.counted(tokens, 'token')}, {run_report.rate(rate)})")
 
     def _stream(self, tokens: tuple[int, ...], room: int, pieces: list[str]) -> tuple[int, bool]:
         """Print the answer as it comes; its tokens, and whether it ended rather than being stopped."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from costmodel import model_source, records
+from costmodel import model_source, records, words
 from costmodel.errors import InputError
 from runtime import families
 from runtime.architecture import Architecture, TensorSpec
@@ -182,8 +182,9 @@ def find_key(checkpoint: Checkpoint, architecture: Architecture, spec: TensorSpe
     for key in (source, *forms):
         if key in checkpoint.keys:
             return key
+    others = words.counted(len(checkpoint.keys), "other")
     raise CheckpointError(
-        f"{checkpoint.folder}: tensor {source!r} is missing ({len(checkpoint.keys)} others are there): the weights "
+        f"{checkpoint.folder}: tensor {source!r} is missing (found: {others}): the weights "
         f"are incomplete, or of another model than config.json, which says {architecture.spec.family}"
     )
 

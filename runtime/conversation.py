@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from costmodel import records
+from costmodel import records, words
 from costmodel.errors import InputError
 from runtime.chat_template import end_of_turn, has_chat_template, rendered
 
@@ -77,8 +77,8 @@ class Conversation:
                 tokens = self._tokens()
             if self._too_long(tokens, 1):
                 raise InputError(
-                    f"this message makes a prompt of {len(tokens)} tokens: the model has {self.max_positions} "
-                    "positions, and an answer needs some of them (say it in fewer words)"
+                    f"this message makes a prompt of {words.counted(len(tokens), 'token')}: the model has "
+                    f"{self.max_positions:,} positions, and an answer needs some of them (say it in fewer words)"
                 )
         except InputError:
             self.turns.pop()

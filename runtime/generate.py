@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from costmodel import records
+from costmodel import records, words
 from costmodel.commands import outcome, parsing, terminal
 from costmodel.errors import InputError
 from costmodel.workload import Workload
@@ -173,7 +173,7 @@ def _tell(args: argparse.Namespace, engine: "Engine", done: _Done) -> None:
 
 def _show(prompt: prompts.Prompt, done: "Completion") -> None:
     """One prompt, shortened, and what it was continued with."""
-    length = f"{len(done.token_ids)} tokens"
+    length = words.counted(len(done.token_ids), "token")
     ended = f"{length}, ended by itself" if done.finish_reason == "stop" else f"{length}, cut there"
     terminal.show(terminal.heading(_shortened(prompt)), Text(ended, terminal.FAINT))
     # A text as it is: wrapping it would put line breaks into what people copy.

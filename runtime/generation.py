@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from costmodel import words
 from costmodel.errors import InputError
 from costmodel.policy import Policy
 from costmodel.workload import Workload
@@ -67,9 +68,11 @@ class Generation:
         count = len(prompts)
         each = [params] * count if isinstance(params, SamplingParams) else list(params)
         if len(each) != count:
-            raise InputError(f"params has {len(each)} entries for {count} prompts: give one, or one for each")
+            entries = words.counted(len(each), "entry", "entries")
+            raise InputError(f"params has {entries} for {words.counted(count, 'prompt')}: give one, or one for each")
         if keys is not None and len(keys) != count:
-            raise InputError(f"keys has {len(keys)} entries for {count} prompts")
+            entries = words.counted(len(keys), "entry", "entries")
+            raise InputError(f"keys has {entries} for {words.counted(count, 'prompt')}")
         return cls(
             prompts=tokens.token_ids(prompts, [one.max_new_tokens for one in each], reader),
             params=each,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from costmodel import words
 from costmodel.errors import InfeasibleError, TierwiseError
 from runtime.engine import Engine
 from runtime.job_log import JobLog
@@ -112,8 +113,9 @@ class _Job:
         self._refuse(refused)
         self._generate(chunk)
         if len(self._log.answered) != self._source.requests:
+            answered = words.counted(len(self._log.answered), "request")
             raise TierwiseError(
-                f"{self._log.path} answers {len(self._log.answered)} requests and {self._source.path} holds "
+                f"{self._log.path} answers {answered} and {self._source.path} holds "
                 f"{self._source.requests}: one of the two was changed meanwhile"
             )
         return self._progress()

@@ -99,10 +99,8 @@ class Planner:
         fitting = bisect.bisect_left(shapes, True, hi=len(shapes) - 1, key=exceeds)
         if fitting == 0:
             told = "; ".join(words.excess(self.estimate(_shaped(policy, (1, 1)), workload)))
-            raise InfeasibleError(
-                f"one prompt of {workload.prompt_len} tokens with {workload.gen_len} new ones does not fit beside the "
-                f"weights of this policy: {told}"
-            )
+            tokens = f"{words.counted(workload.prompt_len, 'token')} with {workload.gen_len:,} to generate"
+            raise InfeasibleError(f"one prompt of {tokens} does not fit beside the weights of this policy: {told}")
         return _shaped(policy, shapes[fitting - 1])
 
 

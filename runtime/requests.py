@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from costmodel import words
 from costmodel.errors import InputError
 from runtime.chat_template import end_of_turn, has_chat_template, rendered
 from runtime.job_source import Line
@@ -229,8 +230,8 @@ class Reader:
         if room is not None and params.max_new_tokens > room:
             raise _RequestError(
                 "context_length_exceeded",
-                f"the prompt has {prompt_tokens} tokens and max_tokens is {params.max_new_tokens}, together "
-                f"{prompt_tokens + params.max_new_tokens}: the model has {self.max_positions} positions",
+                f"the prompt has {words.counted(prompt_tokens, 'token')} and max_tokens is {params.max_new_tokens:,}, "
+                f"together {prompt_tokens + params.max_new_tokens:,}: the model has {self.max_positions:,} positions",
             )
         return params
 

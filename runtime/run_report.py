@@ -31,11 +31,13 @@ def pace_line(new_tokens: int, seconds: float, run: "Measurement | None") -> str
     Both are the new tokens of all prompts over the seconds of their blocks, prefill and decode; an engine
     that measures nothing is taken at the ``seconds`` of the whole call.
     """
+    made = words.counted(new_tokens, "new token")
     if run is None:
-        return f"{new_tokens:,} new tokens in {units.format_seconds(seconds)}: {rate(new_tokens / max(seconds, 1e-9))}"
+        return f"{made} in {units.format_seconds(seconds)}: {rate(new_tokens / max(seconds, 1e-9))}"
     measured, predicted = run.measured, run.predicted.throughput_tok_per_s
-    told = f"{new_tokens:,} new tokens in {units.format_seconds(measured.job_s or measured.latency_s)}"
-    return f"{told}: {rate(measured.throughput_tok_per_s)}; predicted: {rate(predicted)} ({run.throughput_error:+.0%})"
+    told = f"{made} in {units.format_seconds(measured.job_s or measured.latency_s)}"
+    error = words.signed_percent(run.throughput_error, 0)
+    return f"{told}: {rate(measured.throughput_tok_per_s)}; predicted: {rate(predicted)} ({error})"
 
 
 def rate(tokens_per_s: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from costmodel import records
+from costmodel import records, words
 from costmodel.errors import InputError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -103,6 +103,6 @@ def _check(ids: list[int], gen_len: int, reader: Reader, name: str) -> None:
         raise InputError(f"{name} holds token {wrong}: ids lie in [0, {reader.vocab_size - 1}]")
     if reader.max_positions is not None and len(ids) + gen_len > reader.max_positions:
         raise InputError(
-            f"{name} has {len(ids)} tokens and max_new_tokens is {gen_len}, together {len(ids) + gen_len}: "
-            f"model {reader.name!r} has {reader.max_positions} positions"
+            f"{name} has {words.counted(len(ids), 'token')} and max_new_tokens is {gen_len:,}, together "
+            f"{len(ids) + gen_len:,}: model {reader.name!r} has {reader.max_positions:,} positions"
         )

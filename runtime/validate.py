@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from costmodel import words
 from costmodel.commands import arguments, outcome, output, parsing, signals, terminal
 from costmodel.errors import InfeasibleError, InputError, TierwiseError
 from costmodel.hardware import Hardware
@@ -133,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(f"--out is {args.out}: that file exists; --resume goes on with it, or name another one")
     found = _validated(args)
     if found.left:
-        done = f"{len(found.measurements)} of {len(found.drawn)} runs"
+        done = f"{len(found.measurements)} of {words.counted(len(found.drawn), 'run')}"
         engine_flags.say(f"--time-limit is reached: {args.out} has {done}; --resume goes on with them")
         return UNFINISHED
     written = [str(args.out)]
@@ -197,13 +198,13 @@ def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> V
     if args.resume and args.out.exists():
         found = Validation.from_file(args.out)
         _check_same(request, found, args)
-        engine_flags.say(f"{args.out} has {len(found.measurements)} of {len(found.drawn)} runs")
+        engine_flags.say(f"{args.out} has {len(found.measurements)} of {words.counted(len(found.drawn), 'run')}")
         return found
     with _engine(args, conversions) as llm:
         hardware, spec = llm.hardware, llm.spec
     if args.gpu_memory is None and not hardware.gpu.is_host_memory:
         hardware = with_overrides(hardware, gpu_memory=hardware.capacity_bytes["gpu"] - LIBRARY_BYTES)
-    engine_flags.say(f"drawing {args.runs} policies for {spec.name} on {hardware.name}")
+    engine_flags.say(f"drawing {words.counted(args.runs, 'policy', 'policies')} for {spec.name} on {hardware.name}")
     space = Space(
         hardware=hardware,
         model=spec,
@@ -218,7 +219,8 @@ def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> V
         message = str(error).replace("--max-latency", "--max-seconds")
         raise InfeasibleError(message, reason=error.reason) from None
     if len(drawn) < args.runs:
-        engine_flags.say(f"only {len(drawn)} different policies were found that fit and are fast enough")
+        different = words.counted(len(drawn), "policy", "different policies")
+        engine_flags.say(f"found only {different} within the budgets and --max-seconds")
     return Validation(request=request, hardware=hardware, drawn=drawn)
 
 

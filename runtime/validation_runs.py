@@ -97,7 +97,8 @@ def run_line(number: int, count: int, drawn: Drawn, found: Measurement) -> str:
     width = len(str(count))
     predicted, measured = (words.number(cost.throughput_tok_per_s) for cost in (found.predicted, found.measured))
     about = f"{drawn.origin}: {drawn.about}" if drawn.about else drawn.origin
-    pace = f"predicted {predicted:>6} token/s, measured {measured:>6} ({found.throughput_error * 100:+.0f} %)"
+    error = words.signed_percent(found.throughput_error, 0)
+    pace = f"predicted {predicted:>6} token/s, measured {measured:>6} ({error})"
     return f"{number:>{width}}/{count}  {pace}  {about}"
 
 

@@ -16,9 +16,10 @@ from scipy.optimize import linprog
 from costmodel.estimate import Estimate, case_of, estimate
 from costmodel.formulations import get
 from costmodel.formulations.base import SWITCHES, Amounts, Formulation, PerTier, Shape, Switches
-from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links, Quantity, Rate, Source
+from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy, Split
+from costmodel.quantity import Quantity, Rate, Source
 from costmodel.search.branch_and_bound import Problem
 from costmodel.workload import Workload
 

@@ -8,11 +8,12 @@ import numpy as np
 
 from costmodel.calibrate.constants import MACHINE_CONSTANTS
 from costmodel.estimate import Estimate, estimate
-from costmodel.hardware import Hardware, Quantity
+from costmodel.hardware import Hardware
 from costmodel.measurement import Measurement
 from costmodel.model import ModelSpec
 from costmodel.offset import moved
 from costmodel.policy import Policy, Split
+from costmodel.quantity import Quantity
 from costmodel.workload import Workload
 from tests.instances import link, machine, plain_model
 

@@ -228,7 +228,7 @@ def test_the_command_writes_report_json_hardware_and_figure(tmp_path: Path, caps
         ),
         (["{v}", "--constants", "disk-reed"], "did you mean 'disk-read'?"),
         (["{v}", "--constants", "cpu-attention-call"], "does not state cpu.attention_call_s"),
-        (["{few}"], "5 runs were given: at least 6 are needed"),
+        (["{few}"], "5 runs given: at least 6 are needed"),
         (["{v}", "{other}"], "give runs of one machine only"),
         (["{v}", "{rates}"], "links.disk_read.bytes_per_s differs"),
         (["{run}"], "give its file with --hardware"),

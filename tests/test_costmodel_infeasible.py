@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from costmodel import units
+from costmodel import units, words
 from costmodel.errors import InfeasibleError
 from costmodel.hardware import Hardware
 from costmodel.model import ModelSpec
@@ -174,8 +174,8 @@ def test_the_least_latency_is_feasible_and_no_less_is(
     least = error.reason["least"]
     assert isinstance(least, float)
     match = re.search(
-        rf"^no policy generates {gen_len} tokens after {prompt_len} within 1 ms: the fastest block takes .*; "
-        r"raise --max-latency to at least ([\d.e+]+)$",
+        rf"^no policy generates {words.counted(gen_len, 'token')} after {prompt_len} within 1 ms: "
+        r"the fastest block takes .*; raise --max-latency to at least ([\d.e+]+)$",
         str(error),
     )
     assert match is not None

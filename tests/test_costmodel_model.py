@@ -764,7 +764,7 @@ def test_any_config_gives_a_spec_or_one_sentence(
         ({"head_dim": True}, "head_dim is True: it must be an integer"),
         ({"position_rows": 0}, "position_rows is 0: it must be above 0 for learned positions"),
         ({"sliding_window": 64}, "num_sliding_layers is 0 with sliding_window 64"),
-        ({"sliding_window": 64, "num_sliding_layers": 49}, "num_sliding_layers is 49: the model has 48 layers"),
+        ({"sliding_window": 64, "num_sliding_layers": 49}, "num_sliding_layers is 49: the limit is num_layers, 48"),
     ],
 )
 def test_a_spec_checks_itself_when_made(changes: dict[str, Any], message: str) -> None:

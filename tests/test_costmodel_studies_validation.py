@@ -57,7 +57,7 @@ def test_residuals_sum_to_the_difference() -> None:
 
 def test_causes_are_named_for_people() -> None:
     table = studies.causes_table(three())
-    assert set(table["resource"]) <= {"GPU compute", "disk read", "not hidden"}
+    assert set(table["resource"]) <= {"GPU and CPU compute", "disk read", "not hidden"}
     assert table["gap_s"].abs().is_monotonic_decreasing
 
 
@@ -113,7 +113,7 @@ def test_ratios_are_drawn_with_their_median() -> None:
     axes = draw_busy_ratios(Figure().subplots(), late())
     decode = next(line for line in axes.lines if str(line.get_label()).startswith("decode"))
     assert sorted(decode.get_xdata()) == pytest.approx([1 / 1.5, 2.6 / 1.8])
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["disk read", "GPU compute"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["disk read", "GPU and CPU compute"]
 
 
 def test_order_and_regret_are_drawn() -> None:

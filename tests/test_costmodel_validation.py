@@ -216,6 +216,14 @@ def test_without_overlap_every_resource_explains_its_part() -> None:
     assert gaps(one, "decode") == pytest.approx({"gpu_compute": -0.5, "disk_read": 0.8, WAITING: 0.2})
 
 
+def test_attention_on_the_cpu_is_predicted_apart_and_measured_with_the_rest() -> None:
+    predicted = cost(decode={"gpu_compute": 0.5, "cpu_compute": 0.3})
+    one = run(predicted, cost(decode_s=1.1, decode={"gpu_compute": 0.9}))
+    assert gaps(one, "decode") == pytest.approx({"gpu_compute": 0.1, WAITING: 0.0})
+    (computing,) = [cause for cause in summary([one]).causes if cause.resource != WAITING]
+    assert (computing.resource, computing.predicted_s, computing.measured_s) == ("gpu_compute", 0.8, 0.9)
+
+
 seconds = st.just(0.0) | st.floats(1e-3, 10)
 busy = st.dictionaries(st.sampled_from(RESOURCES), seconds)
 costs = st.builds(cost, prefill_s=seconds, decode_s=seconds, prefill=busy, decode=busy)

@@ -47,7 +47,7 @@ def test_three_sentences_say_what_happened() -> None:
     # Errors 25 %, −20 % and 0. The third run's processor was at work for 0.9 s that were not predicted.
     assert how_far == (
         "Predicted throughput is off by 20.0 % in the median, nine times in ten by less than 24.0 %; most of it is GPU "
-        "compute in decode, which took 900 ms more than predicted in all runs together."
+        "and CPU compute in decode, which took 900 ms more than predicted in all runs together."
     )
     assert following == (
         "The policy predicted best ran at 24 token/s, 4.0 % below the fastest that was measured, 25 token/s "
@@ -70,13 +70,25 @@ def test_the_report_has_every_table(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.show(*validation_report.report(of(*runs, left=2), written=["v.json"]))
     told = capsys.readouterr().out
     rows = [re.split(r"\s{2,}", line.strip()) for line in told.splitlines()]
-    assert ["throughput", "4", "10.0 %", "23.5 %", "+25.0 %", "+0.0 %"] in rows
+    assert ["throughput", "4", "10.0 %", "23.5 %", "+25.0 %", "0.0 %"] in rows
     assert ["disk read", "1", "20.0 %", "20.0 %", "-20.0 %", "-20.0 %"] in rows
     assert ["decode", "disk read", "1", "1.3 s", "1.7 s", "1.31", "+400 ms"] in rows
     unwrapped = " ".join(told.split())
     assert "1 run took more than the usable part of a budget, 10.0 % at the most" in unwrapped
     assert "2 policies still to be run (--resume)" in unwrapped
     assert max(map(len, told.splitlines())) <= terminal.WIDTH
+
+
+def test_what_did_not_differ_has_no_sign(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds that sum to a rounding error, and an error that rounds to nothing, are neither more nor less."""
+    predicted = cost(throughput=10.0004, decode_s=0.3, decode={"disk_read": 0.1 + 0.2})
+    measured = cost(throughput=10.0, decode_s=0.3, decode={"disk_read": 0.3, "gpu_compute": 0.1})
+    terminal.show(*validation_report.report(of(run(predicted, measured)), written=["v.json"]))
+    told = capsys.readouterr().out
+    rows = [re.split(r"\s{2,}", line.strip()) for line in told.splitlines()]
+    assert ["decode", "disk read", "1", "300 ms", "300 ms", "1.00", "0 s"] in rows
+    assert ["throughput", "1", "0.0 %", "0.0 %", "0.0 %", "0.0 %"] in rows
+    assert not re.search(r"[-+−]0(\.0)? ", told)
 
 
 def test_markers_are_the_runs() -> None:

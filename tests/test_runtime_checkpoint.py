@@ -263,7 +263,7 @@ def test_missing_tensor(tmp_path: Path, form: Form) -> None:
     save(random_model(num_hidden_layers=1), tmp_path, form=form)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
-    told = r"tensor 'model.decoder.layers.1.\S+' is missing \(\d+ others are there\): the weights are incomplete, or of"
+    told = r"tensor 'model.decoder.layers.1.\S+' is missing \(found: \d+ others\): the weights are incomplete, or of"
     with pytest.raises(CheckpointError, match=told):
         read_all(tmp_path)
 

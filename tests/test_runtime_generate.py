@@ -229,7 +229,7 @@ def test_the_last_line_holds_one_pace_measured_and_predicted() -> None:
     predicted = SimpleNamespace(throughput_tok_per_s=2.0)
     measured = SimpleNamespace(throughput_tok_per_s=2.5, latency_s=2.0, job_s=4.0)
     run = SimpleNamespace(predicted=predicted, measured=measured, throughput_error=2.0 / 2.5 - 1)
-    assert run_report.pace_line(10, 5.0, run) == "10 new tokens in 4 s: 2.5 token/s; predicted: 2 token/s (-20%)"
+    assert run_report.pace_line(10, 5.0, run) == "10 new tokens in 4 s: 2.5 token/s; predicted: 2 token/s (-20 %)"
     assert run_report.pace_line(10, 5.0, None) == "10 new tokens in 5 s: 2 token/s"
 
 

@@ -54,7 +54,8 @@ def test_the_largest_shape_that_fits_is_found(
         assert (found.gpu_batch_size, found.num_gpu_batches) == fits[0]
         assert fits == tried[len(tried) - len(fits) :]  # every smaller shape fits as well
     else:
-        with pytest.raises(InfeasibleError, match=f"one prompt of {prompt_len} tokens with 20 new ones does not fit"):
+        message = f"one prompt of {prompt_len} tokens with 20 to generate does not fit"
+        with pytest.raises(InfeasibleError, match=message):
             plans.fitted(start, workload)
 
 

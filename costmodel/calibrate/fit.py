@@ -16,7 +16,8 @@ from scipy.optimize import least_squares
 
 from costmodel.calibrate.published import Run, predict
 from costmodel.formulations.base import Formulation
-from costmodel.hardware import Hardware, Quantity, quantities
+from costmodel.hardware import Hardware, quantities
+from costmodel.quantity import Quantity
 
 NOISE = 0.02
 """Relative spread of a published throughput: rounding to three digits, and clocks that vary."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodel import words
 from costmodel.calibrate import bootstrap
 from costmodel.calibrate.constants import MachineConstant, named, stated
 from costmodel.calibrate.held_out import (
@@ -118,8 +119,8 @@ def recalibrate(
     """
     if len(measurements) < LEAST_RUNS:
         raise InputError(
-            f"{len(measurements)} runs were given: at least {LEAST_RUNS} are needed, so that some can be held out "
-            "(tierwise validate --runs 24 makes them)"
+            f"{words.counted(len(measurements), 'run')} given: at least {LEAST_RUNS} are needed, so that some can "
+            "be held out (tierwise validate --runs 24 makes them)"
         )
     plain = dataclasses.replace(hardware, measured=None)  # a profile's details, which nothing here reads
     runs = [one for one in (observed(measurement, plain) for measurement in measurements) if one.what]
@@ -130,7 +131,8 @@ def recalibrate(
     rows = cross_validated(runs, plain, asked, seed=seed, start=found, progress=steps.fitted)
     regimes = by_regime(runs, plain, asked, start=found, progress=steps.fitted)
     made = bootstrap.draws(found, seed=seed, count=draws, progress=steps.drawn)
-    title = f"Calibrated to {len(runs)} runs of this machine" + (f" in {', '.join(files)}" if files else "")
+    title = f"Calibrated to {words.counted(len(runs), 'run')} of this machine"
+    title += f" in {', '.join(files)}" if files else ""
     covariance = np.atleast_2d(np.cov(made, rowvar=False))
     machine = refitted(found, hardware, covariance=covariance, source=title, date=_date(measurements))
     return Recalibration(

@@ -8,8 +8,9 @@ from scipy.stats import t as student_t
 from costmodel.calibrate.observations import GROUPS, Array
 from costmodel.calibrate.robust import MAD_DEVIATIONS, Fit
 from costmodel.calibrated import Calibrated
-from costmodel.hardware import Hardware, Quantity, Source
+from costmodel.hardware import Hardware
 from costmodel.offset import IQR_DEVIATIONS, SHARE, has_ceiling, moved
+from costmodel.quantity import Quantity, Source
 from costmodel.uncertainty import DEVIATIONS, LEVEL
 
 KEY = "calibration"

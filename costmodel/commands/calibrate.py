@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from costmodel import records
+from costmodel import records, words
 from costmodel.calibrate import Calibration, Row, calibrate, mean_error, worst_error
 from costmodel.calibrate.constants import MACHINE_CONSTANTS
 from costmodel.commands import outcome, output, parsing, terminal
@@ -159,7 +159,7 @@ def _runs(found: Calibration) -> terminal.Renderable:
             fitted.name,
             f"{fitted.published_tok_per_s:.4g}",
             f"{fitted.predicted_tok_per_s:.4g}",
-            *(_percent(row.error) for row in (fitted, left_out, flexgen)),
+            *(words.signed_percent(row.error) for row in (fitted, left_out, flexgen)),
         )
     tables = (found.in_sample, found.left_out, found.flexgen)
     table.add_section()
@@ -180,8 +180,4 @@ def _error(row: Row) -> str:
     """The error, or that the two agree to the digits that were published."""
     if round(row.predicted_tok_per_s, 2) == row.published_tok_per_s and row.published_tok_per_s < 0.1:
         return "same when rounded"
-    return _percent(row.error)
-
-
-def _percent(error: float) -> str:
-    return f"{error * 100:+.1f} %"
+    return words.signed_percent(row.error)

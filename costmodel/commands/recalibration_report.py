@@ -94,7 +94,7 @@ def _errors(rows: Mapping[str, tuple[Errors, Errors]], label: str) -> terminal.R
     table = terminal.table(label, ">runs", *headings)
     for name, (before, after) in rows.items():
         sizes = [_percent(size) for size in (before.median, after.median, before.p90, after.p90)]
-        table.add_row(name, str(before.runs), *sizes, *(f"{one.worst * 100:+,.0f} %" for one in (before, after)))
+        table.add_row(name, str(before.runs), *sizes, *(words.signed_percent(one.worst, 0) for one in (before, after)))
     return table
 
 

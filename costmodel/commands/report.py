@@ -111,7 +111,7 @@ def question(plan: Plan, *, frontier: bool = False) -> Renderable:
     rows.append(("Model", f"{model.name}: {shape}"))
     endless = workload.num_prompts is None
     prompts = "an endless queue of prompts" if endless else words.counted(workload.num_prompts or 0, "prompt")
-    tokens = f"{prompts} of {workload.prompt_len:,} tokens, {workload.gen_len:,} generated for each"
+    tokens = f"{prompts} of {words.counted(workload.prompt_len, 'token')}, {workload.gen_len:,} generated for each"
     if workload.max_latency_s is not None and not frontier:
         tokens += f"; a block may take {format_seconds(workload.max_latency_s)}"
     return facts(*rows, ("Workload", tokens), ("Cost model", plan.formulation))

@@ -80,7 +80,8 @@ def _what_following_costs(found: Validation) -> str:
 def _errors(rows: Mapping[str, Errors], label: str) -> terminal.Renderable:
     table = terminal.table(label, ">runs", ">median size", ">90th percentile", ">worst", ">median")
     for name, one in rows.items():
-        table.add_row(name, str(one.runs), _size(one.median), _size(one.p90), _signed(one.worst), _signed(one.bias))
+        with_sign = (words.signed_percent(error) for error in (one.worst, one.bias))
+        table.add_row(name, str(one.runs), _size(one.median), _size(one.p90), *with_sign)
     return table
 
 
@@ -129,17 +130,15 @@ def _over(found: Validation) -> str:
 
 
 def _cause_name(cause: Cause) -> str:
-    return "waiting, not hidden" if cause.resource == WAITING else words.resource_name(cause.resource)
+    return "waiting, not hidden" if cause.resource == WAITING else words.compared_name(cause.resource)
 
 
 def _seconds(value: float, *, signed: bool = False) -> str:
-    sign = ("+" if value > 0 else "−") if signed else ("−" if value < 0 else "")
+    """To the microsecond: what is left of a difference by rounding is no time, and 0 has no sign."""
+    value = round(value, 6)
+    sign = "−" if value < 0 else "+" if value > 0 and signed else ""
     return f"{sign}{units.format_seconds(abs(value))}"
 
 
 def _size(error: float) -> str:
     return f"{error * 100:,.1f} %"
-
-
-def _signed(error: float) -> str:
-    return f"{error * 100:+,.1f} %"

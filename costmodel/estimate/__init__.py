@@ -12,9 +12,10 @@ import numpy.typing
 from costmodel.errors import InputError
 from costmodel.formulations import get
 from costmodel.formulations.base import LINKS, RESOURCES, Case, Formulation, Peak, Shape, Stage, Switches, amounts_of
-from costmodel.hardware import Hardware, Link, Links, Quantity
+from costmodel.hardware import Hardware, Link, Links
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy
+from costmodel.quantity import Quantity
 from costmodel.workload import Workload
 
 FloatArray = np.typing.NDArray[np.float64]

@@ -19,10 +19,9 @@ from costmodel.figures.style import (
     dress,
     paper_figure,
 )
-from costmodel.formulations.base import RESOURCES
-from costmodel.validation.statistics import WAITING
+from costmodel.validation.statistics import COMPARED, WAITING
 
-CAUSES = dict(zip((*RESOURCES, WAITING), MARKS, strict=False))
+CAUSES = dict(zip((*COMPARED, WAITING), MARKS, strict=False))
 _PHASES = {"prefill": -0.16, "decode": 0.16}
 
 
@@ -62,7 +61,7 @@ def draw_gaps(axes: Axes, table: pd.DataFrame) -> Axes:
 def draw_busy_ratios(axes: Axes, table: pd.DataFrame) -> Axes:
     """A line a resource: measured / predicted busy seconds of every run (log scale), and the median of each phase."""
     known = table[table["ratio"].notna() & (table["ratio"] > 0)]
-    shown: list[str] = [resource for resource in reversed(RESOURCES) if (known["resource"] == resource).any()]
+    shown: list[str] = [resource for resource in reversed(COMPARED) if (known["resource"] == resource).any()]
     axes.axvspan(1 / (1 + CLOSE), 1 + CLOSE, color="#EFEFEF", zorder=0)
     axes.axvline(1, color=GREY, linewidth=1, linestyle=DASHES, zorder=0)
     for mark, (phase, offset) in zip(MARKS, _PHASES.items(), strict=False):
@@ -80,7 +79,7 @@ def draw_busy_ratios(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low > 8 else (0.5, 0.8, 1.0, 1.25, 2.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks(range(len(shown)), [words.resource_name(name) for name in shown], fontsize=NORMAL)
+    axes.set_yticks(range(len(shown)), [_name(name) for name in shown], fontsize=NORMAL)
     axes.tick_params(axis="y", length=0, labelsize=SMALL)
     axes.set_ylim(-0.5, len(shown) - 0.5)
     axes.grid(visible=False, axis="y")
@@ -88,4 +87,4 @@ def draw_busy_ratios(axes: Axes, table: pd.DataFrame) -> Axes:
 
 
 def _name(cause: str) -> str:
-    return "not hidden" if cause == WAITING else words.resource_name(cause)
+    return "not hidden" if cause == WAITING else words.compared_name(cause)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from costmodel import units
+from costmodel import units, words
 from costmodel.errors import InfeasibleError
 from costmodel.formulations.base import SWITCHES, Shape, Switches
 from costmodel.linear_program import least_extra_bytes, solve
@@ -41,8 +41,9 @@ def explain(problem: Problem) -> InfeasibleError:
     if limit is not None:
         fastest = fastest_block_s(problem)
         if fastest is not None:
+            generated = words.counted(problem.workload.gen_len, "token")
             return InfeasibleError(
-                f"no policy generates {problem.workload.gen_len} tokens after {problem.workload.prompt_len} within "
+                f"no policy generates {generated} after {problem.workload.prompt_len} within "
                 f"{units.format_seconds(limit)}: the fastest block takes {units.format_seconds(fastest)}; raise "
                 f"--max-latency to at least {_rounded_up(fastest):g}",
                 reason={"limit": "max_latency_s", "given": limit, "least": fastest},

@@ -7,9 +7,10 @@ from os import PathLike
 import pandas as pd
 
 from costmodel.errors import InputError
-from costmodel.hardware import Hardware, Quantity, quantities
+from costmodel.hardware import Hardware, quantities
 from costmodel.model import ModelSpec
 from costmodel.overrides import with_overrides
+from costmodel.quantity import Quantity
 from costmodel.studies.policies import best
 from costmodel.units import GiB
 from costmodel.workload import Workload

@@ -7,10 +7,9 @@ import pandas as pd
 
 from costmodel import words
 from costmodel.estimate import PHASES
-from costmodel.formulations.base import RESOURCES
 from costmodel.measurement import Measurement
 from costmodel.validation import Errors, Validation
-from costmodel.validation.statistics import QUANTITIES, WAITING, busy_s, errors_of, gaps, regime, value_of
+from costmodel.validation.statistics import COMPARED, QUANTITIES, WAITING, busy_s, errors_of, gaps, regime, value_of
 
 ALL = "all runs"
 
@@ -52,7 +51,7 @@ def errors_table(found: Validation) -> pd.DataFrame:
 
 
 def residuals_table(measurements: Sequence[Measurement]) -> pd.DataFrame:
-    """One row a run, phase and resource (or waiting): busy seconds, their ``ratio``, and what they explain.
+    """One row a run, phase and compared resource (or waiting): busy seconds, their ``ratio``, and what they explain.
 
     ``gap_s`` are the seconds by which the phase took longer than predicted on this account, ``gap_share`` the same
     as a share of the run's measured time. Over a run they sum to measured − predicted time. ``ratio`` is
@@ -63,7 +62,7 @@ def residuals_table(measurements: Sequence[Measurement]) -> pd.DataFrame:
         whole_s = one.measured.prefill_s + one.measured.decode_s
         for phase in PHASES:
             split = gaps(one, phase)
-            for resource in (*RESOURCES, WAITING):
+            for resource in (*COMPARED, WAITING):
                 before, after = (busy_s(one, cost, phase, resource) for cost in (one.predicted, one.measured))
                 if not (before or after):
                     continue
@@ -89,7 +88,7 @@ def causes_table(found: Validation) -> pd.DataFrame:
     table = pd.DataFrame([vars(cause) for cause in found.summary().causes])
     names: dict[str, str] = {
         WAITING: "not hidden",
-        **{resource: words.resource_name(resource) for resource in RESOURCES},
+        **{resource: words.compared_name(resource) for resource in COMPARED},
     }
     return table.assign(resource=table["resource"].map(names))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from costmodel import records
+from costmodel import records, words
 from costmodel.errors import InputError
 from costmodel.hardware import Hardware
 from costmodel.measurement import Measurement
@@ -31,7 +31,8 @@ class Validation:
 
     def __post_init__(self) -> None:
         if len(self.measurements) > len(self.drawn):
-            raise InputError(f"there are {len(self.measurements)} measurements of {len(self.drawn)} policies")
+            policies = words.counted(len(self.drawn), "policy", "policies")
+            raise InputError(f"there are {policies}, but more measurements ({len(self.measurements)})")
         for place, (drawn, found) in enumerate(zip(self.drawn, self.measurements, strict=False)):
             if drawn.policy != found.policy:
                 raise InputError(f"measurements[{place}] is not a run of policies[{place}]")

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import InputError
 from costmodel.estimate import PHASES, Estimate
-from costmodel.formulations.base import RESOURCES
+from costmodel.formulations.base import RESOURCES, Resource
 from costmodel.measurement import Measurement
 from costmodel.policy import TIERS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+COMPARED: tuple[Resource, ...] = tuple(resource for resource in RESOURCES if resource != "cpu_compute")
+"""Resources whose predicted and measured busy seconds can be compared: see :func:`compared_s`."""
 
 QUANTITIES = ("throughput", "prefill", "decode", *(f"peak {tier}" for tier in TIERS))
 
@@ -60,9 +63,10 @@ class Errors:
 class Cause:
     """One resource in one phase (or ``waiting``), over all runs.
 
-    ``predicted_s`` and ``measured_s`` are its busy seconds. ``ratio`` is the median of measured / predicted over the
-    ``runs`` in which it was at work. ``gap_s`` are the seconds by which the runs took longer than predicted on its
-    account: over all causes they sum to the whole difference between measured and predicted time.
+    ``resource`` is one of :data:`COMPARED`, ``predicted_s`` and ``measured_s`` are its busy seconds. ``ratio`` is the
+    median of measured / predicted over the ``runs`` in which it was at work. ``gap_s`` are the seconds by which the
+    runs took longer than predicted on its account: over all causes they sum to the whole difference between measured
+    and predicted time.
     """
 
     phase: str
@@ -171,6 +175,15 @@ def _errors(measurements: Sequence[Measurement]) -> dict[str, Errors]:
 # ------------------------------------------------------------------ causes
 
 
+def compared_s(cost: Estimate, phase: str) -> dict[str, float]:
+    """Busy seconds of :data:`COMPARED`: attention on the CPU is counted with ``gpu_compute``.
+
+    It is predicted apart, but a batch waits for it, and a run times what is computed for a batch as one stretch.
+    """
+    busy = cost.busy_s[phase]
+    return {name: busy[name] + (busy["cpu_compute"] if name == "gpu_compute" else 0.0) for name in COMPARED}
+
+
 def gaps(one: Measurement, phase: str) -> dict[str, float]:
     """Seconds by which a phase took longer than predicted, by cause; they sum to the difference exactly.
 
@@ -179,12 +192,18 @@ def gaps(one: Measurement, phase: str) -> dict[str, float]:
     resource's difference counts.
     """
     predicted, measured = one.predicted, one.measured
-    before, after = predicted.busy_s[phase], measured.busy_s[phase]
-    busiest = max(RESOURCES, key=lambda name: after[name])
-    counted = (busiest,) if one.policy.overlap else RESOURCES
-    found: dict[str, float] = {name: after[name] - before[name] for name in counted if after[name] or before[name]}
+    before, after = compared_s(predicted, phase), compared_s(measured, phase)
+    found: dict[str, float] = {
+        name: after[name] - before[name] for name in _counted(one, phase) if after[name] or before[name]
+    }
     whole = _seconds(measured, phase) - _seconds(predicted, phase)
     return {**found, WAITING: whole - sum(found.values())}
+
+
+def _counted(one: Measurement, phase: str) -> tuple[Resource, ...]:
+    """The resources whose own differences lengthen a phase: with overlap, the busiest one."""
+    after = compared_s(one.measured, phase)
+    return (max(COMPARED, key=lambda name: after[name]),) if one.policy.overlap else COMPARED
 
 
 def causes(measurements: Sequence[Measurement]) -> tuple[Cause, ...]:
@@ -192,7 +211,7 @@ def causes(measurements: Sequence[Measurement]) -> tuple[Cause, ...]:
     found = []
     for phase in PHASES:
         split = [gaps(one, phase) for one in measurements]
-        for resource in (*RESOURCES, WAITING):
+        for resource in (*COMPARED, WAITING):
             gap_s = sum(one.get(resource, 0.0) for one in split)
             cause = _cause(measurements, phase, resource, gap_s)
             if cause is not None:
@@ -221,12 +240,11 @@ def _cause(measurements: Sequence[Measurement], phase: str, resource: str, gap_s
 
 
 def busy_s(one: Measurement, cost: Estimate, phase: str, resource: str) -> float:
-    """Busy seconds of a resource, or what the same resources as in :func:`gaps` leave unexplained of a phase."""
+    """Busy seconds of one of :data:`COMPARED`, or what the same ones as in :func:`gaps` leave unexplained."""
+    compared = compared_s(cost, phase)
     if resource != WAITING:
-        return cost.busy_s[phase][resource]
-    busiest = max(RESOURCES, key=lambda name: one.measured.busy_s[phase][name])
-    counted = (busiest,) if one.policy.overlap else RESOURCES
-    return _seconds(cost, phase) - sum(cost.busy_s[phase][name] for name in counted)
+        return compared[resource]
+    return _seconds(cost, phase) - sum(compared[name] for name in _counted(one, phase))
 
 
 def _seconds(cost: Estimate, phase: str) -> float:
