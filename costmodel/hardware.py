@@ -44,8 +44,10 @@ class Gpu:
     ``attention_flops_per_s`` is the rate of prefill attention, softmax and masking included.
     ``dequantize_values_per_s`` counts 4-bit values turned into fp16 (or the other way).
     ``compressed_matmul_flops_per_s`` is the rate of products with 4-bit weights, whatever is expanded included; absent:
-    a layer's weights are expanded at ``dequantize_values_per_s``, then multiplied. ``layer_launch_s`` is the host time
-    to launch the kernels of one layer for one batch.
+    a layer's weights are expanded at ``dequantize_values_per_s``, then multiplied. ``layer_launch_s`` is what
+    the engine takes of one layer and batch in decode however little there is to compute. What the cache adds to it, 0
+    where absent: ``compressed_call_s`` for one in 4 bits, ``carried_call_s`` for one that is loaded before use; the
+    tokens after the prompt, which are carried one by one, are gathered at ``gather_bytes_per_s`` (16-bit KV).
     """
 
     __pydantic_config__ = records.STRICT
@@ -59,12 +61,16 @@ class Gpu:
     dequantize_values_per_s: ValuesPerSecond
     layer_launch_s: Seconds
     compressed_matmul_flops_per_s: FlopsPerSecond | None = None
+    compressed_call_s: Seconds | None = None
+    carried_call_s: Seconds | None = None
+    gather_bytes_per_s: BytesPerSecond | None = None
 
     def __post_init__(self) -> None:
         _positive(
             self,
             (
                 "compressed_matmul_flops_per_s",
+                "gather_bytes_per_s",
                 "memory_bytes",
                 "memory_bytes_per_s",
                 "matmul_flops_per_s",

@@ -35,9 +35,10 @@ def random_weights(rows: int, columns: int, dtype: torch.dtype, device: torch.de
     return flat.view(rows, columns)
 
 
-def powers_of_two(most: int) -> list[int]:
-    """1, 2, 4, … up to ``most``."""
-    return [1 << exponent for exponent in range(most.bit_length())]
+def rows_up_to(most: int, *, between: bool) -> list[int]:
+    """1, 2, 4, … up to ``most``, and ``between`` them 3, 6, 12, …, where a kernel's blocks are partly empty."""
+    powers = [1 << exponent for exponent in range(most.bit_length())]
+    return sorted(powers + [3 * power for power in powers if between and 3 * power <= most])
 
 
 def call(function: Callable[..., object], *arguments: object, **named: object) -> Callable[[], None]:

@@ -15,7 +15,7 @@ class Effort:
     ``budget_s`` is what the measurements take, start-up excluded. ``working_set_bytes`` is what copies and decode
     attention walk through: more than any processor's cache holds. The layer that is timed is OPT's: ``hidden_size``
     wide, with heads of ``head_dim``, an MLP of ``ffn_size`` (0: four times as wide) and a ``vocabulary``; see
-    :meth:`shaped` for those of another model.
+    :meth:`shaped` for those of another model. ``in_detail`` adds other dtypes, and rows between the powers of two.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Effort:
     disk_threads: tuple[int, ...]
     disk_chunks: tuple[int, ...]
     file_bytes: int
-    other_dtypes: bool
+    in_detail: bool
     working_set_bytes: int = 128 * MiB
     vocabulary: int = 50272
     head_dim: int = 128
@@ -91,7 +91,7 @@ EFFORTS = {
             disk_threads=(2, 8),
             disk_chunks=(4 * MiB,),
             file_bytes=256 * MiB,
-            other_dtypes=False,
+            in_detail=False,
         ),
         Effort(
             name="default",
@@ -107,7 +107,7 @@ EFFORTS = {
             disk_threads=(1, 2, 4, 8, 16),
             disk_chunks=(1 * MiB, 4 * MiB, 16 * MiB),
             file_bytes=1024 * MiB,
-            other_dtypes=True,
+            in_detail=True,
         ),
         Effort(
             name="thorough",
@@ -123,7 +123,7 @@ EFFORTS = {
             disk_threads=(1, 2, 4, 8, 16, 32),
             disk_chunks=(1 * MiB, 4 * MiB, 16 * MiB),
             file_bytes=4096 * MiB,
-            other_dtypes=True,
+            in_detail=True,
         ),
     )
 }

@@ -13,9 +13,10 @@ from costmodel.errors import TierwiseError
 from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links
 from costmodel.model import BYTES_PER_VALUE
 from costmodel.quantity import Quantity, Rate, Source
-from profiler import pairs
+from profiler import engine, pairs
 from profiler.compute import dtype_name
 from profiler.fit import Line, fit_line, unhidden_share
+from profiler.layers import CARRIED_TOKENS
 from profiler.session import Profile
 from profiler.timing import LEAST_REPEATS, Figure, quartiles, spread_of
 from runtime.execute import PREFILL_ROWS
@@ -63,8 +64,11 @@ def _gpu(found: Profile, name: str) -> Gpu:
         matmul_flops_per_s=_curve(products(found), "rows"),
         attention_flops_per_s=_curve(results.select("prefill_attention", **on), "tokens"),
         dequantize_values_per_s=_expansion(found, found.device.type),
-        layer_launch_s=_launch(found),
+        layer_launch_s=_middle(_engine_layers(found, engine.STAYS)),
         compressed_matmul_flops_per_s=_curve(results.select("linear_4bit", **on), "rows"),
+        compressed_call_s=_beyond(found, engine.COMPRESSED),
+        carried_call_s=_beyond(found, engine.CARRIED),
+        gather_bytes_per_s=_gathering(found),
     )
 
 
@@ -150,8 +154,28 @@ def _expansion(found: Profile, device: str) -> Quantity:
     return dataclasses.replace(alone, value=1 / beyond_s, spread=_spread(attended[0]))
 
 
-def _launch(found: Profile) -> Quantity:
-    return _middle(found.results.select("layer_launch", device=found.device.type))
+def _engine_layers(found: Profile, cache: str) -> list[Figure]:
+    return found.results.select("engine_layer", device=found.device.type, cache=cache)
+
+
+def _beyond(found: Profile, cache: str) -> Quantity:
+    """What a layer with such a cache takes longer than one whose cache stays as it is."""
+    longer, plain = _middle(_engine_layers(found, cache)), _middle(_engine_layers(found, engine.STAYS))
+    return dataclasses.replace(longer, value=max(0.0, longer.value - plain.value))
+
+
+def _gathering(found: Profile) -> Quantity | None:
+    """Bytes/s at which single tokens become one piece: what attention to them takes longer, if it does."""
+    figures = found.results.select("carried_attention", device=found.device.type)
+    if len(figures) < 2:
+        return None
+    few, many = sorted(figures, key=lambda figure: figure.number("singles"))
+    longer_s = many.seconds - few.seconds
+    if longer_s <= 0 or many.work is None:
+        return None
+    more = many.number("singles") - few.number("singles")
+    nbytes = many.work * more / (2 * CARRIED_TOKENS)
+    return Quantity(value=nbytes / longer_s, source=MEASURED, spread=_spread(many))
 
 
 def _engine(found: Profile) -> Engine:

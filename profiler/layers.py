@@ -10,8 +10,13 @@ from profiler.timing import Place, Reading, Results, Task, Timer, time_tasks
 from runtime import attention, cache_attention, layers, quantization
 from runtime.cache_format import CacheFormat
 
-COMPRESSED_ROWS = (1, 4, 16, 64, 128, 256, 1024)
-"""Rows of the products with 4-bit weights: through the fused kernel, and through dequantised weights."""
+COMPRESSED_ROWS = (1, 2, 6, 18, 34, 66, 128, 256, 1024)
+"""Rows of the products with 4-bit weights: through the fused kernel, and through dequantised weights. The kernel takes
+rows by four (18 cost it what 20 do): its knots lie between two of its blocks, as most batches do."""
+
+
+CARRIED_TOKENS = 32
+"""Tokens of a carried cache that come one by one, of twice as many in all."""
 
 
 def heads_of(
@@ -168,30 +173,56 @@ class Quantization:
         )
 
 
-class WholeLayer:
-    """A decoder layer of OPT's kind: so narrow that only its overhead is left, and at full width."""
+class CarriedAttention:
+    """Attention of one new token over a cache that was loaded: a prompt in one piece, then token by token."""
 
-    title = "decoder layers"
+    title = "carried attention"
 
     def __init__(self, device: torch.device, effort: Effort, weight: float) -> None:
         self.device, self.effort, self.weight = device, effort, weight
         self.dtype = compute_dtype(device)
 
     def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
-        """Seconds to launch one layer; seconds of one in decode, which the parts above should add up to."""
+        """Bytes/s of K and V with many and with one of the tokens by themselves."""
+        return time_tasks(self._tasks(), 2, timer=timer, budget_s=budget_s, previous=previous)
+
+    def _tasks(self) -> Iterator[Task]:
+        head_dim, vector_bytes = self.effort.head_dim, self.effort.head_dim * self.dtype.itemsize
+        rows = max(1, self.effort.working_set_bytes // (4 * CARRIED_TOKENS * vector_bytes))
+        q = heads_of(rows, 1, 1, head_dim, self.dtype, self.device)
+        for singles in (1, CARRIED_TOKENS):
+            prompt = random_weights(2 * rows * (2 * CARRIED_TOKENS - singles), head_dim, self.dtype, self.device)
+            single = random_weights(2 * rows * singles, head_dim, self.dtype, self.device)
+            pieces = [(prompt.view(2, rows, -1, head_dim), 0, 1), (single.view(singles, 2, rows, head_dim), 1, 2)]
+            yield Task(
+                name="carried_attention",
+                at={"device": self.device.type, "dtype": dtype_name(self.dtype), "rows": rows, "singles": singles},
+                unit="bytes/s",
+                work=4.0 * CARRIED_TOKENS * rows * vector_bytes,
+                body=call(cache_attention.attend_pieces, pieces, q, scale=head_dim**-0.5, mask=None, bias=None),
+            )
+
+
+class WholeLayer:
+    """A decoder layer of OPT's kind in decode, which the parts above should add up to."""
+
+    title = "a decoder layer"
+
+    def __init__(self, device: torch.device, effort: Effort, weight: float) -> None:
+        self.device, self.effort, self.weight = device, effort, weight
+        self.dtype = compute_dtype(device)
+
+    def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
+        """Seconds of a layer at full width."""
         began = timer.now()
-        at = (("device", self.device.type), ("dtype", dtype_name(self.dtype)))
-        narrow = _decode_body(64, 1, 64, batch=1, context=8, dtype=self.dtype, device=self.device)
-        samples = timer.samples(narrow, budget_s=budget_s * 0.4)
-        readings = [Reading(name="layer_launch", at=at, unit="s", work=None, samples=samples)]
         hidden, heads, context = self.effort.hidden_size, self.effort.num_heads, self.effort.contexts[0]
         wide = _decode_body(
             hidden, heads, self.effort.head_dim, batch=8, context=context, dtype=self.dtype, device=self.device
         )
-        left_s = max(0.0, budget_s - (timer.now() - began))
+        at = (("device", self.device.type), ("dtype", dtype_name(self.dtype)))
         place = (*at, ("hidden", hidden), ("batch", 8), ("context", context))
-        samples = timer.samples(wide, budget_s=left_s)
-        return [*readings, Reading(name="layer_decode", at=place, unit="s", work=None, samples=samples)]
+        samples = timer.samples(wide, budget_s=max(0.0, budget_s - (timer.now() - began)))
+        return [Reading(name="layer_decode", at=place, unit="s", work=None, samples=samples)]
 
 
 def _decode_body(

@@ -24,6 +24,9 @@ _ROWS = (
     ("decode attention, CPU", "cpu.attention_bytes_per_s", "bytes/s"),
     ("4-bit expansion", "gpu.dequantize_values_per_s", "values/s"),
     ("launch of a layer", "gpu.layer_launch_s", "s"),
+    ("  with a carried cache", "gpu.carried_call_s", "s"),
+    ("  with a 4-bit cache", "gpu.compressed_call_s", "s"),
+    ("gathering carried tokens", "gpu.gather_bytes_per_s", "bytes/s"),
     ("unhidden share of overlap", "engine.unhidden_share", ""),
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from profiler import compute, layers, links
+from profiler import compute, engine, layers, links
 from profiler.capacity import Capacity, capacity
 from profiler.effort import Effort
 from profiler.offload import Offload, measurement_file, offload_directory
@@ -125,7 +125,7 @@ def _probes(
     offload: Offload,
 ) -> Sequence[Probe]:
     cuda = device.type == "cuda"
-    rows = compute.powers_of_two(effort.most_rows_gpu if cuda else effort.most_rows_cpu)
+    rows = compute.rows_up_to(effort.most_rows_gpu if cuda else effort.most_rows_cpu, between=effort.in_detail)
     threads = 1 if cuda else environment.usable_cores()
     probes: list[Probe] = [
         links.MemoryCopies(device, effort, threads),
@@ -136,7 +136,9 @@ def _probes(
         layers.PrefillAttention(device, effort, weight=7.0),
         layers.DecodeAttention(device, effort, weight=7.0),
         layers.Quantization(device, effort, weight=7.0),
-        layers.WholeLayer(device, effort, weight=3.0),
+        layers.CarriedAttention(device, effort, weight=3.0),
+        layers.WholeLayer(device, effort, weight=2.0),
+        engine.EngineLayers(device, effort, offload.directory, weight=5.0),
     ]
     if cuda:
         host = torch.device("cpu")  # which attends to a cache in the type that the GPU computes in
@@ -144,7 +146,7 @@ def _probes(
             layers.DecodeAttention(host, effort, weight=5.0, dtype=dtype),
             layers.Quantization(host, effort, weight=3.0, dtype=dtype),
         ]
-    if effort.other_dtypes:
+    if effort.in_detail:
         others = [torch.bfloat16, torch.float32] if cuda else [torch.float32]
         probes += [compute.Products(device, effort, other, [1, 16, 256], weight=5.0) for other in others]
     probes.append(Overlap(lambda: pairs(device, effort, offload, reads.settings(), threads), weight=24.0))

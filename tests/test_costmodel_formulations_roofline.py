@@ -369,6 +369,16 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
             flops = layers * prompts * 4 * query * context_len / gpu.matmul_flops_per_s.effective
             on_gpu = max(read, flops) + (cached / expand if policy.compress_cache else 0)
             one["compute"] += c.gpu * on_gpu
+            carried, seen = (c.disk, 1.0) if policy.cpu_attention else (c.cpu + c.disk, 1.0)
+            if policy.cpu_attention and not straight:
+                carried, seen = 0.0, c.gpu
+            if policy.compress_cache and gpu.compressed_call_s is not None:
+                one["compute"] += layers * k * seen * gpu.compressed_call_s.effective
+            if gpu.carried_call_s is not None:
+                one["compute"] += layers * k * carried * gpu.carried_call_s.effective
+            if gpu.gather_bytes_per_s is not None:
+                singles = layers * prompts * (context_len - s) * kv * 2
+                one["compute"] += carried * singles / gpu.gather_bytes_per_s.effective
             move("attention", "read", cached * cache_value * c.disk, wires["read"].for_cache.effective, 0, 0)
             if policy.cpu_attention:
                 off = c.cpu + c.disk
@@ -588,6 +598,7 @@ BETTER = [
     "gpu.matmul_flops_per_s",
     "gpu.attention_flops_per_s",
     "gpu.dequantize_values_per_s",
+    "gpu.gather_bytes_per_s",
     "cpu.attention_bytes_per_s",
     "cpu.dequantize_values_per_s",
     *(f"links.{name}.{rate}" for name in PATHS.values() for rate in ("bytes_per_s", "cache_bytes_per_s")),
@@ -621,6 +632,38 @@ def test_prompts_in_one_batch_share_what_a_batch_does_once(prompts: int, size: i
     launches = prompts * (24 + 1) * 1e-3  # every layer and the head, once a batch
     free = cost(policy, machine(), Workload(prompt_len=1, gen_len=1))
     assert result.prefill_s - free.prefill_s == pytest.approx(launches, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cpu_attention", "calls", "gathered"),
+    [
+        # Half of the cache stays, a quarter is in host memory and a quarter on disk.
+        ("cuda", False, 0.5, 0.5),
+        ("cuda", True, None, 0.0),  # the CPU attends to what the GPU does not hold
+        ("cpu", False, 0.5, 0.5),
+        ("cpu", True, 0.25, 0.25),  # host memory is attended to in place
+    ],
+)
+def test_carried_and_4_bit_caches_take_time_of_their_own(
+    kind: str, cpu_attention: bool, calls: float | None, gathered: float
+) -> None:
+    extra = {"compressed_call_s": 1e-3, "carried_call_s": 2e-3, "gather_bytes_per_s": 1e9}
+    policy = Policy.from_percent(
+        (100, 0, 50, 25, 100, 0),
+        gpu_batch_size=4,
+        num_gpu_batches=3,
+        compress_cache=True,
+        cpu_attention=cpu_attention,
+        overlap=False,
+    )
+    workload = Workload(prompt_len=100, gen_len=3)
+    with_it, without = (cost(policy, machine(kind=kind, **more), workload) for more in (extra, {}))
+    # 24 layers, 3 batches, 2 steps; the prompt of 100 tokens came in one piece, then 1 and 2 tokens by themselves.
+    seen = 1.0 if calls is not None else 0.5
+    expected = 24 * 3 * 2 * (seen * 1e-3 + (calls or 0.0) * 2e-3)
+    expected += gathered * 24 * 12 * (1 + 2) * 2 * 1024 * 2 / 1e9
+    assert with_it.decode_s - without.decode_s == pytest.approx(expected, rel=1e-9)
+    assert with_it.prefill_s == without.prefill_s
 
 
 # ------------------------------------------------------------------ limits

@@ -37,7 +37,7 @@ TINY = effort.Effort(
     disk_threads=(1, 2),
     disk_chunks=(MiB,),
     file_bytes=64 * MiB,
-    other_dtypes=True,
+    in_detail=True,
     working_set_bytes=MiB,
     vocabulary=512,
 )
@@ -109,7 +109,8 @@ def test_everything_needed_was_measured(measured: tuple[Path, Path, Path]) -> No
         "dequantize",
         "compressed_attention",
         "linear_4bit",
-        "layer_launch",
+        "carried_attention",
+        "engine_layer",
         "layer_decode",
         "slowdown",
     }
@@ -123,7 +124,7 @@ def test_curves_keep_to_the_unit_of_their_fields(measured: tuple[Path, Path, Pat
     machine = Hardware.from_file(measured[0])
     curve = machine.gpu.matmul_flops_per_s.curve
     assert curve is not None
-    assert [rows for rows, _ in curve] == [1, 2, 4, 8][: len(curve)]  # as far as the time went
+    assert [rows for rows, _ in curve] == [1, 2, 3, 4, 6, 8][: len(curve)]  # as far as the time went
     assert machine.gpu.matmul_flops_per_s.value == max(rate for _, rate in curve)
     assert machine.gpu.attention_flops_per_s.curve is not None
     assert machine.gpu.attention_flops_per_s.curve[0][0] == 16

@@ -10,8 +10,8 @@ from costmodel.errors import TierwiseError
 from costmodel.figures.machine import profile_figure
 from costmodel.figures.style import render
 from costmodel.hardware import Hardware
+from profiler import engine, pairs, report
 from profiler import hardware as made
-from profiler import pairs, report
 from profiler.capacity import Capacity
 from profiler.effort import EFFORTS
 from profiler.session import Profile
@@ -55,7 +55,13 @@ def machine_readings(device: str = "cpu") -> list[Reading]:
         # 1/1.2 ns a value, of which two bytes at 6 GB/s take 1/3 ns: half a nanosecond is expansion.
         found += readings("compressed_attention", "values/s", {(place,): (1.2e9, 1.0)})
         found.append(Reading(name="attention_call", at=(place,), unit="s", work=None, samples=(1e-5,) * 3))
-    found.append(Reading(name="layer_launch", at=(on,), unit="s", work=None, samples=(1e-4, 1e-4, 3e-4)))
+    for cache, seconds in ((engine.STAYS, 1e-4), (engine.CARRIED, 3e-4), (engine.COMPRESSED, 5e-5)):
+        samples = (seconds, seconds, 3 * seconds)
+        found.append(Reading(name="engine_layer", at=(on, ("cache", cache)), unit="s", work=None, samples=samples))
+    # 64 tokens in all: 31 more by themselves are 31/64 of 640 bytes, and take 0.1 s longer.
+    for singles, seconds in ((1, 0.4), (32, 0.5)):
+        place = (on, ("singles", singles))
+        found.append(Reading(name="carried_attention", at=place, unit="bytes/s", work=640.0, samples=(seconds,) * 3))
     slowdowns = {pairs.MANY_ROWS: (1.25, 1.0), pairs.ONE_ROW: (1.0, 1.0)}
     for compute, (slowed, slowing) in slowdowns.items():
         for work, beside, value in ((compute, pairs.READ, slowed), (pairs.READ, compute, slowing)):
@@ -119,6 +125,9 @@ def machine() -> Hardware:
         ("gpu.attention_flops_per_s", 512e8),
         ("gpu.dequantize_values_per_s", 2e9),
         ("gpu.layer_launch_s", 1e-4),
+        ("gpu.carried_call_s", 2e-4),
+        ("gpu.compressed_call_s", 0.0),  # no less than nothing
+        ("gpu.gather_bytes_per_s", 3100.0),
         ("cpu.attention_bytes_per_s", 6e9),
         ("cpu.attention_call_s", 1e-5),
         ("disk.memory_bytes", 100 * GiB),
@@ -147,13 +156,13 @@ def test_file_survives_its_own_format(machine: Hardware) -> None:
 
 def test_too_few_repeats_state_no_spread() -> None:
     found = [
-        dataclasses.replace(reading, samples=reading.samples[:2]) if reading.name == "layer_launch" else reading
+        dataclasses.replace(reading, samples=reading.samples[:2]) if reading.name == "engine_layer" else reading
         for reading in machine_readings()
     ]
     assert made.hardware(profile_of(found), name="box").gpu.layer_launch_s.spread is None
 
 
-@pytest.mark.parametrize("missing", ["matmul", "disk_read", "decode_attention", "slowdown", "layer_launch"])
+@pytest.mark.parametrize("missing", ["matmul", "disk_read", "decode_attention", "slowdown", "engine_layer"])
 def test_what_was_not_measured_is_said(missing: str) -> None:
     found = [reading for reading in machine_readings() if reading.name != missing]
     with pytest.raises(TierwiseError, match="measured"):

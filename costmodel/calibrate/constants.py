@@ -131,6 +131,25 @@ MACHINE_CONSTANTS: Mapping[str, MachineConstant] = {
             run=f"tierwise bench {_ON_GPU} --gpu-batch-size 1 --num-gpu-batches 16 with a model of small layers",
         ),
         MachineConstant(
+            name="compressed-call",
+            path="gpu.compressed_call_s",
+            what="a call over a 4-bit cache",
+            run=f"tierwise bench {_ON_GPU} --compress-cache on --gpu-batch-size 1 --num-gpu-batches 16",
+        ),
+        MachineConstant(
+            name="carried-call",
+            path="gpu.carried_call_s",
+            what="a call over a carried cache",
+            run="tierwise bench --percent 100 0 0 100 100 0 --gpu-batch-size 1 --num-gpu-batches 16",
+        ),
+        MachineConstant(
+            name="gather",
+            path="gpu.gather_bytes_per_s",
+            what="gathering carried tokens",
+            run="tierwise bench --percent 100 0 0 100 100 0 --gpu-batch-size 64 --num-gpu-batches 2 --prompt-len 16 "
+            "--gen-len 128",
+        ),
+        MachineConstant(
             name="cpu-attention",
             path="cpu.attention_bytes_per_s",
             what="attention on the CPU",

@@ -12,6 +12,7 @@ from costmodel.formulations.roofline.seconds import (
     at_once,
     cache_quantize_s,
     cpu_attention_s,
+    gather_s,
     gpu_attention_s,
     prefill_attention_s,
 )
@@ -80,6 +81,7 @@ class Roofline(Formulation):
         on_gpu = gpu_attention_s(case, context_len) * model.num_layers
         attention = idle(amounts)
         attention["gpu_compute"] = amounts.prompts * (cache_quantize_s(case, 1) * model.num_layers) + cache.gpu * on_gpu
+        attention["gpu_compute"] = attention["gpu_compute"] + _cache_handling(case, amounts, context_len)
         attention["gpu_to_cpu"] = over_link(case, cache) * (token / links.gpu_to_cpu.for_cache.effective)
         attention["disk_read"] = cache.disk * (cached / links.disk_read.for_cache.effective)
         attention["disk_write"] = cache.disk * (token / links.disk_write.for_cache.effective)
@@ -147,3 +149,22 @@ class Roofline(Formulation):
             found += [Peak("gpu", moment, gpu), Peak("cpu", moment, cpu)]
         found.append(Peak("disk", "whole run", resident("disk", workload.prompt_len)))
         return found
+
+
+def _cache_handling(case: Case, amounts: Amounts[Any], context_len: Any) -> Linear:
+    """Seconds that the first tier's processor takes of 4-bit and carried caches beyond reading and expanding them.
+
+    A call is counted by the part of the batch that it is for, which keeps the formula linear.
+    """
+    gpu, cache, shape, layers = case.hardware.gpu, amounts.cache, case.shape, float(case.model.num_layers)
+    elsewhere = case.switches.cpu_attention and not disk_lands_on_gpu(case)
+    seconds = amounts.prompts * 0.0
+    if case.switches.compress_cache and gpu.compressed_call_s is not None:
+        attended = cache.gpu if elsewhere else amounts.prompts
+        seconds = seconds + shape.batches(attended) * (gpu.compressed_call_s.effective * layers)
+    if elsewhere:
+        return seconds
+    carried = cache.disk if case.switches.cpu_attention else cache.off_gpu  # the CPU attends in place to its own tier
+    if gpu.carried_call_s is not None:
+        seconds = seconds + shape.batches(carried) * (gpu.carried_call_s.effective * layers)
+    return seconds + carried * (gather_s(case, context_len) * layers)

@@ -72,6 +72,15 @@ def gpu_attention_s(case: Case, context_len: Any) -> Any:
     return per_token * context_len
 
 
+def gather_s(case: Case, context_len: Any) -> Any:
+    """Seconds in which one layer's carried tokens after the prompt become one piece, for one prompt."""
+    rate = case.hardware.gpu.gather_bytes_per_s
+    if rate is None:
+        return 0.0
+    per_token = case.model.kv_values_per_token * BYTES_PER_VALUE / rate.effective
+    return (context_len - case.workload.prompt_len) * per_token
+
+
 def cpu_attention_s(case: Case, context_len: Any) -> Any:
     """Seconds of one layer's decode attention on the CPU for one prompt."""
     model, cpu = case.model, case.hardware.cpu

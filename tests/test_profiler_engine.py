@@ -1,0 +1,44 @@
+"""The engine's own time: what lies between two layers is not counted, and nothing is left behind."""
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from profiler import engine
+from profiler.effort import EFFORTS
+from profiler.timing import Results, Timer
+
+EFFORT = dataclasses.replace(EFFORTS["quick"], hidden_size=256, working_set_bytes=2**20)
+PAUSE_S = 0.02
+
+
+def test_every_cache_is_timed_and_what_comes_between_layers_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    def pause() -> None:
+        pauses.append(PAUSE_S)
+        time.sleep(PAUSE_S)
+
+    monkeypatch.setattr(engine.EngineLayers, "_between", lambda self: pause)
+    probe = engine.EngineLayers(torch.device("cpu"), EFFORT, tmp_path, weight=1.0)
+    readings = {dict(reading.at)["cache"]: reading.samples for reading in probe.run(Timer(), 0.0, Results())}
+    assert list(readings) == [engine.STAYS, engine.CARRIED, engine.COMPRESSED]
+    passes = 1 + 3  # prefill, and the fewest steps of decode
+    assert len(pauses) == 2 + 3 * passes * engine.NUM_LAYERS
+    for samples in readings.values():
+        assert len(samples) == (passes - 1) * (engine.NUM_LAYERS - 1)
+        assert 0 < statistics.median(samples) < PAUSE_S / 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_time_means_more_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.EngineLayers, "_between", lambda self: lambda: None)
+    probe = engine.EngineLayers(torch.device("cpu"), EFFORT, tmp_path, weight=1.0)
+    short, long = (probe.run(Timer(), budget_s, Results()) for budget_s in (0.0, 9.0))
+    assert all(len(more.samples) > len(few.samples) for few, more in zip(short, long, strict=True))
