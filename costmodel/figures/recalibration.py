@@ -1,6 +1,7 @@
 """A calibration to measured runs: held-out errors before and after, and how far each constant moved."""
 
 import math
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -63,7 +64,12 @@ def draw_errors(axes: Axes, found: Recalibration) -> Axes:
     ):
         errors = [getattr(row, name)["throughput"] * 100 for row in rows]
         within = [place for place, error in enumerate(errors) if abs(error) <= MOST_SHOWN]
-        style = {"linestyle": "none", "color": colour, "markeredgecolor": "white", "markeredgewidth": 0.4}
+        style: dict[str, Any] = {
+            "linestyle": "none",
+            "color": colour,
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.4,
+        }
         axes.plot([errors[place] for place in within], within, marker=marker, markersize=4.5, label=label, **style)
         for place in set(range(len(rows))).difference(within):
             end, arrow = (MOST_SHOWN, ">") if errors[place] > 0 else (-MOST_SHOWN, "<")
