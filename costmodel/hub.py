@@ -24,12 +24,31 @@ def is_id(text: str) -> bool:
 def config_file(name: str, *, instead: str) -> Path:
     """The ``config.json`` of a model, and nothing else of it; from the client's cache where it is there.
 
-    The ``HF_*`` variables apply. Raises :class:`InputError` as :func:`explained` does.
+    The ``HF_*`` variables apply: ``HF_HUB_ETAG_TIMEOUT`` is how many seconds to wait for a connection. Raises
+    :class:`InputError` as :func:`explained` does.
     """
     with explained(name, instead=instead):
         import huggingface_hub
 
+        if not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+            _connect(name)
         return Path(huggingface_hub.hf_hub_download(name, "config.json"))
+
+
+def _connect(name: str) -> None:
+    """Raise :class:`ConnectionError` where the hub does not answer: the client would try again for half a minute."""
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    address = huggingface_hub.hf_hub_url(name, "config.json")
+    try:
+        huggingface_hub.get_hf_file_metadata(address, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except errors.HfHubHTTPError:  # an answer: what is wrong the download will find as well
+        return
+    except Exception as error:  # what can happen on the way has other types with every version of the client
+        raise ConnectionError(str(error)) from None
 
 
 @contextmanager
@@ -63,4 +82,9 @@ def _reason(name: str, error: Exception, instead: str) -> str:
         )
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return f"cannot be stored in the hub's cache at {constants.HF_HUB_CACHE}: {error.strerror}"
+    if isinstance(error, (ConnectionError, errors.LocalEntryNotFoundError)):
+        return (
+            f"no connection to the Hugging Face hub, and {name} is not in the cache ({constants.HF_HUB_CACHE}): check "
+            f"the network; {instead}"
+        )
     return f"cannot be had from the hub ({type(error).__name__}): check the network connection and the name; {instead}"

@@ -7,7 +7,7 @@ and the ids of the hub that it holds for, so that a known id needs no network.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -70,8 +70,9 @@ def find(name_or_path: str | os.PathLike[str]) -> Source:
     """What a name, a hub id or a path stands for.
 
     Text with a slash is a path first, if there is something at that path; a bare name is the catalogue's first.
-    Only an id of the form ``organisation/name`` that neither knows is looked up on the hub. Raises
-    :class:`InputError` where there is nothing of that name.
+    An id of the form ``organisation/name`` whose name is that of a known id is a copy of that model: the hub is full
+    of them, under other organisations. Only what neither knows is looked up there. Raises :class:`InputError` where
+    there is nothing of that name.
     """
     text = os.fspath(name_or_path)
     exists = text != "" and kind_of(Path(text)) != "nothing"
@@ -82,7 +83,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Source:
     if exists:
         return from_file(text)
     if isinstance(name_or_path, str) and hub.is_id(text):
-        return _from_hub(text)
+        return _copied(text) or _from_hub(text)
     there = f"{text[:60]!r} is none" if text else "none is given"
     raise InputError(
         f"{_unknown(text)}; an id of the Hugging Face hub, or the path of a config.json or of its folder, works too, "
@@ -108,6 +109,12 @@ def kind_of(path: Path) -> Literal["folder", "file", "nothing"]:
         return "nothing"
 
 
+def _copied(hub_id: str) -> Source | None:
+    """The catalogue's model that an id of another organisation is named after, which needs no network."""
+    source = _hub_names().get(hub_id.partition("/")[2].lower())
+    return None if source is None else replace(source, hub_id=hub_id)
+
+
 def _from_hub(name: str) -> Source:
     likely = records.closest(name, [hub_id for entry in entries().values() for hub_id in entry.hub_ids], cutoff=0.8)
     known = "" if likely is None else f"; the catalogue has {likely!r}"
@@ -122,12 +129,19 @@ def _index() -> Mapping[str, Source]:
     found: dict[str, Source] = {}
     for entry in entries().values():
         for hub_id, changes in entry.hub_ids.items():
-            name = hub_id.partition("/")[2].lower()
-            source = _source(entry, name, changes, hub_id)
-            found |= {hub_id.lower(): source}
-            found.setdefault(name, source)
+            found[hub_id.lower()] = _source(entry, hub_id.partition("/")[2].lower(), changes, hub_id)
+    names = {entry.name: _source(entry, entry.name, {}, next(iter(entry.hub_ids))) for entry in entries().values()}
+    return {**found, **_hub_names(), **names}
+
+
+@cache
+def _hub_names() -> Mapping[str, Source]:
+    """The known ids without their organisation, in lower case; of two organisations' the catalogue's first."""
+    found: dict[str, Source] = {}
     for entry in entries().values():
-        found[entry.name] = _source(entry, entry.name, {}, next(iter(entry.hub_ids)))
+        for hub_id, changes in entry.hub_ids.items():
+            name = hub_id.partition("/")[2].lower()
+            found.setdefault(name, _source(entry, name, changes, hub_id))
     return found
 
 

@@ -98,7 +98,7 @@ def _notes(load: float, offload: Offload) -> list[str]:
     notes = []
     if load > 0.5:
         notes.append(
-            f"other programs keep this machine busy (load {load:.1f} a core over the last minute): figures are "
+            f"this machine was busy over the last minute (load {load:.1f} a core): beside other programs figures are "
             "lower and wider than those of an idle machine"
         )
     if offload.file_system.in_memory:

@@ -16,8 +16,8 @@ _ANSWER: Message = {"role": "assistant", "content": "The answer."}
 
 
 def has_chat_template(tokenizer: Any) -> bool:
-    """Whether messages can be turned into a prompt as the model was trained on."""
-    return getattr(tokenizer, "chat_template", None) is not None
+    """Whether messages can be turned into a prompt as the model was trained on; an empty template is none."""
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message]) -> str:

@@ -165,8 +165,8 @@ def _validated(args: argparse.Namespace) -> Validation:
     load = environment.load_per_core()
     if load > BUSY:
         engine_flags.say(
-            f"note: other programs keep this machine busy (load {load:.1f} a core over the last minute): runs take "
-            "longer than predicted, and not for reasons that the model knows"
+            f"note: this machine was busy over the last minute (load {load:.1f} a core): beside other programs runs "
+            "take longer than predicted, and not for reasons that the model knows"
         )
     with _conversions() as conversions:
         found = _begun(args, conversions)
@@ -174,6 +174,8 @@ def _validated(args: argparse.Namespace) -> Validation:
         def engine(policy: Policy) -> "LLM":
             return _engine(args, conversions, policy=policy, hardware=found.hardware)
 
+        if found.left:
+            engine_flags.say("a line a run: throughput, predicted / measured − 1, and where the policy comes from")
         try:
             found = run_all(
                 found,

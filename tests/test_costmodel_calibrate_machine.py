@@ -16,6 +16,8 @@ from costmodel.calibrate.observations import observed, read
 from costmodel.calibrate.robust import fit, pull
 from costmodel.commands.calibrate import main
 from costmodel.errors import InputError
+from costmodel.figures.recalibration import MOST_SHOWN, recalibration_figure
+from costmodel.figures.style import PAGE
 from costmodel.hardware import Hardware, quantities
 from costmodel.measurement import Measurement
 from costmodel.offset import moved
@@ -187,6 +189,18 @@ def test_a_file_with_a_calibration_that_is_none_is_refused(found: Recalibration)
         data["calibration"][key] = wrong
         with pytest.raises(InputError, match=words):
             Hardware.from_dict(data)
+
+
+def test_what_lies_beyond_the_figure_is_marked_and_counted(found: Recalibration) -> None:
+    far = dataclasses.replace(found.rows[0], before={**found.rows[0].before, "throughput": 2.4})
+    figure = recalibration_figure(dataclasses.replace(found, rows=(far, *found.rows[1:])))
+    assert figure.get_size_inches()[0] == PAGE
+    ((x, y),) = [line.get_xydata()[0] for line in figure.axes[0].lines if line.get_marker() in ("<", ">")]
+    assert x == MOST_SHOWN
+    assert round(y) == 23, "the run with the largest error is on top"
+    assert "1 error beyond ±100 %, drawn as arrows at the edge" in " ".join(text.get_text() for text in figure.texts)
+    plain = recalibration_figure(found)
+    assert "beyond" not in " ".join(text.get_text() for text in plain.texts)
 
 
 def _validation(path: Path, runs: list[Measurement], hardware: Hardware = PLANNED) -> str:

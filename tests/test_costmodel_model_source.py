@@ -1,6 +1,7 @@
 """What a name stands for: the catalogue's models by their ids on the hub, without a network, and any other id."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_known_ids_are_the_catalogues_without_a_network(hub_id: str) -> None:
     for spelling in (hub_id.upper(), f" {hub_id} ", bare, bare.lower()):
         assert ModelSpec.load(spelling) == spec
     assert hub_id in model_source.entries()[entry].hub_ids
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("copy", "known"),
+    [("NousResearch/Llama-2-7b-hf", "meta-llama/Llama-2-7b-hf"), ("unsloth/Qwen2.5-7B", "Qwen/Qwen2.5-7B")],
+)
+def test_a_copy_is_the_catalogues_and_keeps_its_id(copy: str, known: str) -> None:
+    assert ModelSpec.load(copy) == ModelSpec.load(known)
+    assert model_source.find(copy).hub_id == copy
+    assert model_source.in_catalog(copy) is None, "its weights are not those of the id that it is named after"
 
 
 @pytest.mark.usefixtures("no_network")
@@ -167,7 +179,7 @@ class Raised:
 
         self.gated, self.missing = made(errors.GatedRepoError), made(errors.RepositoryNotFoundError)
         self.no_config, self.network = made(errors.RemoteEntryNotFoundError), ConnectionError("no route")
-        self.full = OSError(28, "No space left on device")
+        self.full, self.strange = OSError(28, "No space left on device"), ValueError("strange")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +188,11 @@ class Raised:
         ("gated", "is gated on the hub: accept its terms at https://huggingface.co/a/b and set HF_TOKEN; the path"),
         ("missing", "is not on the hub, or not for you: check the name, and HF_TOKEN if it is private; the path"),
         ("no_config", "has no config.json on the hub, so that it is no checkpoint for transformers; the path"),
-        ("network", r"cannot be had from the hub \(ConnectionError\): check the network connection and the name; the"),
+        (
+            "network",
+            r"no connection to the Hugging Face hub, and a/b is not in the cache \(.*\): check the network",
+        ),
+        ("strange", r"cannot be had from the hub \(ValueError\): check the network connection and the name; the path"),
         ("full", "cannot be stored in the hub's cache at .*: No space left on device"),
     ],
 )
@@ -184,6 +200,23 @@ def test_what_the_client_raises_is_one_sentence(kind: str, told: str, monkeypatc
     def raising(*args: Any, **options: Any) -> None:
         raise getattr(Raised(), kind)
 
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda address, timeout: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", raising)
     with pytest.raises(InputError, match=f"^model 'a/b': {told}"):
         ModelSpec.load("a/b")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(address: str, timeout: float) -> None:
+        asked.append((address, timeout))
+        raise TimeoutError("timed out")
+
+    asked: list[tuple[str, float]] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 3)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **options: pytest.fail("it tries again"))
+    told = f"model 'a/b': no connection to the Hugging Face hub, and a/b is not in the cache ({hub_cache})"
+    with pytest.raises(InputError, match=f"^{re.escape(told)}"):
+        ModelSpec.load("a/b")
+    assert asked == [("https://huggingface.co/a/b/resolve/main/config.json", 3)]

@@ -1,9 +1,11 @@
 """Tables and figures of a validation against values worked out by hand."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from test_costmodel_figures import bars
 from test_costmodel_validation import POLICY, cost, of_throughput, run
@@ -100,6 +102,19 @@ def test_a_tier_that_was_not_used_after_all_is_no_point() -> None:
     table = studies.pairs_table(of(run(cost(peaks=(100, 5, 0)), cost(peaks=(100, 0, 0))), of_throughput(10, 10)))
     assert (table["quantity"] == "peak cpu").sum() == 1
     assert "Peak CPU memory" not in {axes.get_title(loc="left") for axes in agreement_figure(table).axes}
+
+
+@pytest.mark.parametrize("span", [1.05, 1.3, 3.0, 5.0, 12.0, 300.0, 5000.0])
+def test_labels_of_ticks_do_not_touch(span: float) -> None:
+    peaks = [(260e6, 0.0, 0.0), (260e6 * span, 0.0, 0.0)]
+    runs = [run(cost(peaks=peak), cost(peaks=peak)) for peak in peaks]
+    figure = agreement_figure(studies.pairs_table(of(*runs)))
+    FigureCanvasAgg(figure).draw()
+    (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "Peak GPU memory"]
+    low, high = axes.get_xlim()
+    shown = [tick.label1.get_window_extent() for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    assert 2 <= len(shown) <= 6
+    assert all(one.x1 + 3 < other.x0 for one, other in pairwise(shown))
 
 
 def test_bars_of_a_run_end_at_its_difference() -> None:

@@ -46,12 +46,36 @@ def test_three_sentences_say_what_happened() -> None:
     )
     # Errors 25 %, −20 % and 0. The third run's processor was at work for 0.9 s that were not predicted.
     assert how_far == (
-        "Predicted throughput is off by 20.0 % in the median, nine times in ten by less than 24.0 %; most of it is GPU "
-        "and CPU compute in decode, which took 900 ms more than predicted in all runs together."
+        "Predicted throughput is off by 20.0 % in the median and by 25.0 % at the most; the largest difference is GPU "
+        "and CPU compute in decode: 900 ms more than predicted in all runs together."
     )
     assert following == (
         "The policy predicted best ran at 24 token/s, 4.0 % below the fastest that was measured, 25 token/s "
         "(Kendall's tau 0.33, where 1 is the same order)."
+    )
+
+
+def test_the_sentences_hold_however_it_went() -> None:
+    """Of few runs the worst is told, of many the ninth in ten; a direction only where all runs share it."""
+    slow = of(*(of_throughput(10 * factor, 10) for factor in (2, 3, 7)))
+    assert validation_report.sentences(slow)[1].startswith(
+        "Predicted throughput is off by 200.0 % in the median and by 600.0 % at the most, always too high"
+    )
+    fast = of(*(of_throughput(9, 10) for _ in range(10)))
+    assert validation_report.sentences(fast)[1].startswith(
+        "Predicted throughput is off by 10.0 % in the median, nine times in ten by less than 10.0 %, always too low"
+    )
+    assert validation_report.sentences(of(of_throughput(15, 10)))[1].startswith(
+        "Predicted throughput is off by 50.0 %, too high"
+    )
+    right = of(of_throughput(20, 20), of_throughput(10, 10))
+    assert validation_report.sentences(right)[1] == (
+        "Predicted throughput is off by 0.0 % in the median and by 0.0 % at the most."
+    )
+    wrong = of(*(of_throughput(predicted, 21 - predicted) for predicted in range(1, 11)))
+    assert validation_report.sentences(wrong)[2] == (
+        "The policy predicted best ran at 11 token/s, 45.0 % below the fastest that was measured, 20 token/s "
+        "(Kendall's tau -1.00, where 1 is the same order)."
     )
 
 

@@ -210,6 +210,16 @@ def test_a_template_that_is_no_template_is_told_in_one_line() -> None:
     assert end_of_turn(broken) == ()
 
 
+def test_an_empty_template_is_none() -> None:
+    """A conversation with such a model is a transcript, as without a template."""
+    empty = PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer)
+    empty.chat_template = ""
+    talk, plain = (Conversation(tokenizer=one, max_positions=None) for one in (empty, byte_level()))
+    assert talk.plain
+    assert talk.ask("Hi", max_new_tokens=1).tokens == plain.ask("Hi", max_new_tokens=1).tokens
+    assert talk.end_of_turn == ()
+
+
 # ------------------------------------------------------------------ where an answer ends
 
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costmodel import words
 from costmodel.errors import InfeasibleError
 from costmodel.hardware import Hardware
 from costmodel.model import ModelSpec
@@ -54,7 +55,7 @@ def test_the_largest_shape_that_fits_is_found(
         assert (found.gpu_batch_size, found.num_gpu_batches) == fits[0]
         assert fits == tried[len(tried) - len(fits) :]  # every smaller shape fits as well
     else:
-        message = f"one prompt of {prompt_len} tokens with 20 to generate does not fit"
+        message = f"one prompt of {words.counted(prompt_len, 'token')} with 20 to generate does not fit"
         with pytest.raises(InfeasibleError, match=message):
             plans.fitted(start, workload)
 

@@ -11,6 +11,9 @@ from costmodel.validation.statistics import WAITING
 
 _CAUSES_SHOWN = 8
 
+_FEW_RUNS = 10
+"""Of fewer runs the worst is told: what holds nine times in ten cannot be seen in them."""
+
 
 def report(found: Validation, *, written: Sequence[str]) -> list[terminal.Renderable]:
     """Tables, then the sentences; for a validation with at least one run."""
@@ -33,7 +36,7 @@ def report(found: Validation, *, written: Sequence[str]) -> list[terminal.Render
 
 def sentences(found: Validation) -> tuple[str, str, str]:
     """What was run, how far the predictions were off and why, and what following them costs."""
-    return _what_ran(found), _how_far_off(found.summary()), _what_following_costs(found)
+    return _what_ran(found), _how_far_off(found), _what_following_costs(found)
 
 
 def _what_ran(found: Validation) -> str:
@@ -51,15 +54,21 @@ def _what_ran(found: Validation) -> str:
     return f"{policies} for {first.model.name} {were} predicted, then run in {sizes}{streamed}."
 
 
-def _how_far_off(summary: Summary) -> str:
+def _how_far_off(found: Validation) -> str:
+    summary, signed = found.summary(), [one.throughput_error for one in found.measurements]
     errors = summary.errors["throughput"]
-    text = f"Predicted throughput is off by {_size(errors.median)} in the median, nine times in ten by less than "
-    text += _size(errors.p90)
+    text = f"Predicted throughput is off by {_size(errors.median)}"
+    if summary.runs >= _FEW_RUNS:
+        text += f" in the median, nine times in ten by less than {_size(errors.p90)}"
+    elif summary.runs > 1:
+        text += f" in the median and by {_size(abs(errors.worst))} at the most"
+    if min(signed) > 0 or max(signed) < 0:
+        text += f",{' always' if summary.runs > 1 else ''} too {'high' if signed[0] > 0 else 'low'}"
     worst = summary.causes[0] if summary.causes else None
     if worst is None or abs(worst.gap_s) < 1e-3:
         return f"{text}."
     took = f"{units.format_seconds(abs(worst.gap_s))} {'more' if worst.gap_s > 0 else 'less'} than predicted"
-    return f"{text}; most of it is {_cause_name(worst)} in {worst.phase}, which took {took} in all runs together."
+    return f"{text}; the largest difference is {_cause_name(worst)} in {worst.phase}: {took} in all runs together."
 
 
 def _what_following_costs(found: Validation) -> str:
@@ -68,7 +77,7 @@ def _what_following_costs(found: Validation) -> str:
         return "One run has no ranking: give more --runs to see whether the policy predicted best is the best."
     followed = found.measurements[ranking.best_predicted].measured.throughput_tok_per_s
     best = found.measurements[ranking.best_measured].measured.throughput_tok_per_s
-    order = f"(Kendall's tau {ranking.tau:.2f}, where 1 is the same order)"
+    order = f"(Kendall's tau {ranking.tau:z.2f}, where 1 is the same order)"
     if ranking.best_predicted == ranking.best_measured:
         return f"The policy predicted best was the fastest that was measured, {words.number(best)} token/s {order}."
     return (

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from costmodel import words
 from costmodel.figures.style import (
@@ -92,9 +92,8 @@ def draw_agreement(axes: Axes, table: pd.DataFrame, *, counts: bool = False) -> 
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
-    steps = (1.0, 2.0, 5.0) if high / low < 500 else (1.0,)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=steps))
+        axis.set_major_locator(_few_ticks(high / low))
         axis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value)))
         axis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"measured ({unit})", fontsize=NORMAL)
@@ -102,6 +101,13 @@ def draw_agreement(axes: Axes, table: pd.DataFrame, *, counts: bool = False) -> 
     axes.tick_params(labelsize=SMALL)
     plain_frame(axes)
     return axes
+
+
+def _few_ticks(span: float) -> Locator:
+    """Three round numbers or so on an axis that is a third of a page wide, whose ends differ by this factor."""
+    if span < 4:
+        return MaxNLocator(3, steps=[1, 2, 2.5, 5, 10])
+    return LogLocator(subs=(1.0, 2.0, 5.0) if span < 100 else (1.0, 3.0) if span < 500 else (1.0,))
 
 
 def _drawable(table: pd.DataFrame) -> pd.DataFrame:

@@ -76,7 +76,7 @@ def draw_busy_ratios(axes: Axes, table: pd.DataFrame) -> Axes:
     low, high = min(known["ratio"].min(), 0.8) / 1.1, max(known["ratio"].max(), 1.25) * 1.1
     axes.set_xlim(low, high)
     dress(axes, title="How true each rate is (shaded: ±10 %)", x="measured / predicted busy seconds")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low > 8 else (0.5, 0.8, 1.0, 1.25, 2.0)))
+    axes.xaxis.set_major_locator(LogLocator(subs=_steps(high / low)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(shown)), [_name(name) for name in shown], fontsize=NORMAL)
@@ -84,6 +84,13 @@ def draw_busy_ratios(axes: Axes, table: pd.DataFrame) -> Axes:
     axes.set_ylim(-0.5, len(shown) - 0.5)
     axes.grid(visible=False, axis="y")
     return axes
+
+
+def _steps(span: float) -> tuple[float, ...]:
+    """Where ticks lie in a decade, so that their labels do not touch where the axis' ends differ by this factor."""
+    if span > 200:
+        return (1.0,)
+    return (1.0, 2.0, 5.0) if span > 8 else (0.5, 0.8, 1.0, 1.25, 2.0)
 
 
 def _name(cause: str) -> str:

@@ -39,7 +39,7 @@ def validation_figure(found: Validation) -> Figure:
     title = f"{first.model.name} on {found.hardware.name}: predicted throughput is off by "
     title += f"{errors.median * 100:,.1f} % in the median"
     workload = f"{first.workload.prompt_len:,} + {first.workload.gen_len:,} tokens"
-    tau = "" if summary.ranking is None else f"; Kendall's tau {summary.ranking.tau:.2f}"
+    tau = "" if summary.ranking is None else f"; Kendall's tau {summary.ranking.tau:z.2f}"
     below = (
         f"{words.counted(summary.runs, 'policy', 'policies')}, {workload}; 90 % within {errors.p90 * 100:,.1f} %{tau}"
     )
