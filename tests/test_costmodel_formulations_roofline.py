@@ -319,6 +319,8 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
     def up(amount: Any) -> float:
         return amount.cpu if straight else amount.cpu + amount.disk
 
+    cached_up = 0.0 if straight and policy.cpu_attention else up(c)
+
     def at_once(tokens: int) -> int:
         limit = engine.prefill_rows
         return g if tokens == 1 or limit is None else min(g, max(1, limit // tokens))
@@ -358,7 +360,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         new_bytes = layers * prompts * tokens * kv * cache_value
         wires = {name: getattr(links, path) for name, path in PATHS.items()}
         transfers = layers * k * (c.cpu + c.disk)
-        move("attention", "down", new_bytes * up(c), wires["down"].for_cache.effective, 0, 0)
+        move("attention", "down", new_bytes * cached_up, wires["down"].for_cache.effective, 0, 0)
         move("attention", "write", new_bytes * c.disk, wires["write"].for_cache.effective, 0, 0)
         if prefill:
             flops = 4 * query * tokens**2 * engine.attention_causal_share.effective
@@ -400,8 +402,8 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
                 one["compute"] += (c.cpu + c.disk) * on_gpu
                 move("attention", "up", cached * cache_value * up(c), wires["up"].for_cache.effective, 0, 0)
         for name, amount in (
-            ("up", up(c) + up(a)),
-            ("down", up(c) + up(a)),
+            ("up", cached_up + up(a)),
+            ("down", cached_up + up(a)),
             ("read", c.disk + a.disk),
             ("write", c.disk + a.disk),
         ):

@@ -71,7 +71,7 @@ def observed(measurement: Measurement, hardware: Hardware) -> Observed:
         if predictions[phase][0] <= 0 or seconds <= 0:
             continue  # a decode of no steps is measured as microseconds of bookkeeping
         found.append(((phase, None), seconds))
-        took_s = _busy(measured.busy_s[phase], hardware)
+        took_s = _busy(measured.busy_s[phase])
         for resource, predicted in predictions[phase][1].items():
             took = took_s[resource]
             if predicted > 0 and took >= LEAST_BUSY * seconds:
@@ -85,14 +85,13 @@ def _predicted(one: Measurement, hardware: Hardware) -> dict[str, tuple[float, d
     """Seconds of each phase, and busy seconds in it."""
     case = case_of(one.policy, hardware, one.model, one.workload)
     found = phase_seconds(get("roofline"), case, one.policy)
-    return {phase: (seconds, _busy(busy_s, hardware)) for phase, (seconds, busy_s) in found.items()}
+    return {phase: (seconds, _busy(busy_s)) for phase, (seconds, busy_s) in found.items()}
 
 
-def _busy(seconds: Mapping[str, float], hardware: Hardware) -> dict[str, float]:
-    """Busy seconds by resource; where one processor does both, its attention over the second tier is not told apart."""
+def _busy(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Busy seconds by resource; a run times attention on the CPU as part of the layer, on either processor."""
     found = dict(seconds)
-    if hardware.gpu.is_host_memory:
-        found["gpu_compute"] += found.pop("cpu_compute")
+    found["gpu_compute"] += found.pop("cpu_compute")
     return found
 
 

@@ -16,7 +16,7 @@ from costmodel.formulations.roofline.seconds import (
     gpu_attention_s,
     prefill_attention_s,
 )
-from costmodel.formulations.roofline.stages import disk_lands_on_gpu, idle, over_link, stages
+from costmodel.formulations.roofline.stages import cache_over_link, disk_lands_on_gpu, idle, stages
 from costmodel.formulations.roofline.working_memory import dequantized_bytes, largest_load_bytes, workspace_bytes
 from costmodel.hardware import Hardware
 from costmodel.model import BYTES_PER_VALUE, ModelSpec
@@ -69,7 +69,7 @@ class Roofline(Formulation):
         attention["gpu_compute"] = amounts.prompts * (
             (prefill_attention_s(case, tokens) + cache_quantize_s(case, tokens)) * model.num_layers
         )
-        attention["gpu_to_cpu"] = over_link(case, cache) * (new_cache / links.gpu_to_cpu.for_cache.effective)
+        attention["gpu_to_cpu"] = cache_over_link(case, cache) * (new_cache / links.gpu_to_cpu.for_cache.effective)
         attention["disk_write"] = cache.disk * (new_cache / links.disk_write.for_cache.effective)
         logits = tokens if case.hardware.engine.prefill_logits == "all" else 1
         return stages(case, amounts, attention, tokens=tokens, logits=logits)
@@ -82,7 +82,7 @@ class Roofline(Formulation):
         attention = idle(amounts)
         attention["gpu_compute"] = amounts.prompts * (cache_quantize_s(case, 1) * model.num_layers) + cache.gpu * on_gpu
         attention["gpu_compute"] = attention["gpu_compute"] + _cache_handling(case, amounts, context_len)
-        attention["gpu_to_cpu"] = over_link(case, cache) * (token / links.gpu_to_cpu.for_cache.effective)
+        attention["gpu_to_cpu"] = cache_over_link(case, cache) * (token / links.gpu_to_cpu.for_cache.effective)
         attention["disk_read"] = cache.disk * (cached / links.disk_read.for_cache.effective)
         attention["disk_write"] = cache.disk * (token / links.disk_write.for_cache.effective)
         if case.switches.cpu_attention:
@@ -105,10 +105,12 @@ class Roofline(Formulation):
                 # The launching thread copies K, then V, to a pinned buffer; their transfers run beside what
                 # follows, so only V's is not hidden by its own copies. The disk's threads do not block.
                 waited = cache.cpu * (cached / links.cpu_to_gpu.for_cache.effective)
-                pinned = (over_link(case, cache) + cache.cpu * -0.5) * (cached / links.cpu_to_gpu.bytes_per_s.effective)
+                pinned = (cache_over_link(case, cache) + cache.cpu * -0.5) * (
+                    cached / links.cpu_to_gpu.bytes_per_s.effective
+                )
                 attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + pinned
                 return stages(case, amounts, attention, tokens=1, logits=1, blocking_load=waited)
-            attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + over_link(case, cache) * (
+            attention["cpu_to_gpu"] = attention["cpu_to_gpu"] + cache_over_link(case, cache) * (
                 cached / links.cpu_to_gpu.for_cache.effective
             )
         return stages(case, amounts, attention, tokens=1, logits=1)

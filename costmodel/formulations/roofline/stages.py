@@ -123,8 +123,8 @@ def _latency(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
     """
     links, cache, hidden = case.hardware.links, amounts.cache, amounts.activations
     moving: dict[Resource, Linear] = {
-        "cpu_to_gpu": over_link(case, cache) + over_link(case, hidden),
-        "gpu_to_cpu": over_link(case, cache) + over_link(case, hidden),
+        "cpu_to_gpu": cache_over_link(case, cache) + over_link(case, hidden),
+        "gpu_to_cpu": cache_over_link(case, cache) + over_link(case, hidden),
         "disk_read": cache.disk + hidden.disk,
         "disk_write": cache.disk + hidden.disk,
     }
@@ -138,6 +138,13 @@ def _latency(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
 def over_link(case: Case, amount: PerTier[Any]) -> Linear:
     """What must cross the link between the memory tiers: where both are host memory, what is on disk does not."""
     return amount.cpu if disk_lands_on_gpu(case) else amount.off_gpu
+
+
+def cache_over_link(case: Case, cache: PerTier[Any]) -> Linear:
+    """What of the cache must cross it: where both are host memory, the CPU writes and attends to its part in place."""
+    if case.switches.cpu_attention and disk_lands_on_gpu(case):
+        return cache.cpu * 0.0
+    return over_link(case, cache)
 
 
 def disk_lands_on_gpu(case: Case) -> bool:
