@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from runtime import attention
-from runtime.cache_format import Values, keys_and_values, narrow, plain, tokens_of, write
+from runtime.cache_format import Values, keys_and_values, narrow, read, tokens_of, write
 from runtime.quantization import Quantized
+from runtime.tiers import round_up
 
 COPIED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 """Of a carried or 4-bit cache, what attention copies at a time: records made contiguous, values in 16 bits."""
@@ -40,51 +41,55 @@ def attend_pieces(
 ) -> Tensor:
     """Attention over the tokens of all pieces, in few enough rows at a time that what is copied stays small.
 
-    ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head, tokens).
+    ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head, tokens). What is copied is read in steps of tokens,
+    see :data:`runtime.attention.TOKENS_STEP`.
     """
-    head_dim, (first_tokens, *others) = q.shape[-1], [_tokens_of(piece) for piece in pieces]
-    later_tokens = sum(others)
-    copied_tokens = later_tokens + (first_tokens if isinstance(pieces[0][0], Quantized) else 0)
-    at_once = max(1, COPIED_BYTES[q.device.type] // (2 * copied_tokens * head_dim * q.dtype.itemsize))
-    later = q.new_empty((2, min(at_once, len(q)), later_tokens, head_dim))
+    head_dim = q.shape[-1]
+    in_place, copied = ([], pieces) if isinstance(pieces[0][0], Quantized) else (pieces[:1], pieces[1:])
+    tokens = sum(_tokens_of(piece) for piece in copied)
+    room = round_up(tokens, attention.TOKENS_STEP)
+    at_once = max(1, COPIED_BYTES[q.device.type] // max(1, 2 * room * head_dim * q.dtype.itemsize))
+    copies = q.new_empty((2, min(at_once, len(q)), room, head_dim))
+    copies[:, :, tokens:] = 0
     out = torch.empty_like(q)
     for first in range(0, len(q), at_once):
         some = slice(first, min(len(q), first + at_once))
+        parts: list[tuple[Any, Any]] = [_halves(piece, some) for piece in in_place]
+        if copied:
+            parts.append(_copied(copied, some, copies[:, : some.stop - first]))
         out[some] = attention.decode_in_parts(
             q[some],
-            _some_rows(pieces, some, later[:, : some.stop - first]),
+            [(keys.unsqueeze(1), values.unsqueeze(1)) for keys, values in parts],
             scale=scale,
+            unused=room - tokens,
             mask=None if mask is None else mask[some],
             bias=None if bias is None else bias[some],
         )
     return out
 
 
-def _some_rows(pieces: Sequence[Piece], some: slice, later: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values (rows, 1, tokens, head dim) of some rows.
+def _copied(pieces: Sequence[Piece], some: slice, into: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (rows, tokens, head dim) of some rows of the pieces, one behind the other in ``into``.
 
-    All after the first piece become one, in ``later`` (2, rows, tokens, head dim): products over records, whose rows
-    lie far apart, take ten times as long. Always the same memory: of 8,192 rows with 40 records, copying into new
-    memory takes twice the time of copying and attending.
+    Products over records, whose rows lie far apart, take ten times as long. Always the same memory: of 8,192 rows
+    with 40 records, copying into new memory takes twice the time of copying and attending.
     """
-    both = _halves(pieces[0], some, later.dtype)
     start = 0
-    for piece in pieces[1:]:
+    for piece in pieces:
         stop = start + _tokens_of(piece)
-        for into, half in zip(later, _halves(piece, some, later.dtype), strict=True):
-            into[:, start:stop] = half
+        for target, half in zip(into, _halves(piece, some), strict=True):
+            rows = target[:, start:stop]
+            if piece[2] == 2:  # records: (tokens, rows, head dim)
+                rows = rows.transpose(0, 1)
+            read(half, rows.view(half.shape))
         start = stop
-    pairs = [both] if start == 0 else [both, (later[0], later[1])]
-    return [(keys.unsqueeze(1), values.unsqueeze(1)) for keys, values in pairs]
+    return into[0], into[1]
 
 
-def _halves(piece: Piece, some: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Keys and values (rows, tokens, head dim) of some rows of a piece; a view where they are plain."""
+def _halves(piece: Piece, some: slice) -> tuple[Values, Values]:
+    """Keys and values of some rows of a piece, as they lie."""
     values, both_dim, row_dim = piece
-    keys, vals = (plain(half, dtype) for half in keys_and_values(narrow(values, row_dim, some), dim=both_dim))
-    if row_dim == 2:  # records: (tokens, rows, head dim)
-        return keys.transpose(0, 1), vals.transpose(0, 1)
-    return (keys, vals) if keys.dim() == 3 else (keys.unsqueeze(1), vals.unsqueeze(1))
+    return keys_and_values(narrow(values, row_dim, some), dim=both_dim)
 
 
 def _tokens_of(piece: Piece) -> int:
