@@ -4,7 +4,7 @@ from costmodel.formulations.base import Case
 from costmodel.model import BYTES_PER_VALUE
 
 PIECE_VALUES = 2**21
-"""Values of a weight that are expanded at a time where an engine expands pieces: ``runtime.quantization.CHUNK_VALUES``."""
+"""Values that an engine expands at a time where it expands pieces (``runtime.quantization.CHUNK_VALUES``)."""
 
 
 def largest_load_bytes(case: Case) -> float:
