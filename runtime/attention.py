@@ -19,6 +19,9 @@ an operand whose batches do not touch: over 512 tokens, a cache with room for 51
 73, 206, 386 ms as a whole and 74, 431, 343, 394 ms without the room (batch 32, 32 heads of 128; AMD
 EPYC, torch 2.13, one thread, least of 8, other programs running: trust the ratios). fp32 copies nothing."""
 
+TOKENS_STEP = 16
+"""Decode reads its cache in multiples of this many tokens: oneDNN compiles and keeps half a MiB of code for every shape
+of a 16-bit product that it has seen, and a cache that grows by one token a step has as many shapes as steps."""
 
 QUERY_BLOCK, SCORES_AT_ONCE = 128, 2**21
 """Queries of a prompt, and scores of as many heads or prompts, that are computed at a time in bf16 on a CPU: they
@@ -103,7 +106,7 @@ def decode(
     if not 1 <= tokens <= room or (mask is not None and mask.shape[1] != tokens):
         masked = "" if mask is None else f", and the mask has {mask.shape[1]}"
         raise InputError(f"tokens is {tokens}: the cache has room for {room}{masked}")
-    span = room if _read_whole(k_cache, tokens) else tokens
+    span = room if _read_whole(k_cache, tokens) else min(room, -(-tokens // TOKENS_STEP) * TOKENS_STEP)
     products = batch * k_cache.shape[1]
     keys, values = (cache[:, :, :span].reshape(products, span, head_dim) for cache in (k_cache, v_cache))
     query = (q * scale).reshape(products, heads // k_cache.shape[1], head_dim)
@@ -123,13 +126,15 @@ def decode_in_parts(
     parts: Sequence[tuple[Tensor, Tensor]],
     *,
     scale: float,
+    unused: int = 0,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
     """Attention of one new token over a cache in several pieces: q (batch, heads, 1, head dim).
 
-    ``parts`` are keys and values (batch, kv heads, tokens of the part, head dim), every token of them
-    filled, in the order of the tokens; ``mask`` and ``bias`` as in :func:`decode`, over all of them.
+    ``parts`` are keys and values (batch, kv heads, tokens of the part, head dim) in the order of the tokens, all of
+    them filled but the last ``unused``, which must hold finite values; ``mask`` and ``bias`` as in :func:`decode`,
+    over those that are filled.
     """
     batch, heads, _, head_dim = q.shape
     kv_heads = parts[0][0].shape[1]
@@ -138,10 +143,12 @@ def decode_in_parts(
     flat = [[part.reshape(products, -1, head_dim) for part in pair] for pair in parts]
     scores = torch.cat([torch.bmm(query, keys.transpose(1, 2)).float() for keys, _ in flat], dim=-1)
     scores = scores.view(batch, heads, -1)
+    tokens, lowest = scores.shape[-1] - unused, torch.finfo(torch.float32).min
     if bias is not None:
-        scores += bias
+        scores[..., :tokens] += bias
+    scores[..., tokens:] = lowest
     if mask is not None:
-        scores.masked_fill_(~mask[:, None, :], torch.finfo(torch.float32).min)
+        scores[..., :tokens].masked_fill_(~mask[:, None, :], lowest)
     weights = torch.softmax(scores, dim=-1).to(q.dtype).view(products, -1, scores.shape[-1])
     shares = torch.split(weights, [values.shape[1] for _, values in flat], dim=-1)
     out = torch.bmm(shares[0], flat[0][1])

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from runtime import attention
-from runtime.cache_format import Values, narrow, plain, tokens_of, write_pair
+from runtime.cache_format import Values, narrow, read, tokens_of, write_pair
 from runtime.quantization import Quantized
+from runtime.tiers import round_up
 
 COPIED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 """Of a carried or 4-bit cache, what attention copies at a time: records made contiguous, values in 16 bits."""
@@ -38,51 +39,51 @@ def attend_pieces(
 ) -> Tensor:
     """Attention over the tokens of all pieces, in few enough rows at a time that what is copied stays small.
 
-    ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head, tokens).
+    ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head, tokens). What is copied is read in steps of tokens,
+    see :data:`runtime.attention.TOKENS_STEP`.
     """
-    head_dim, (first_tokens, *others) = q.shape[-1], [_tokens_of(piece) for piece in pieces]
-    later_tokens = sum(others)
-    copied_tokens = later_tokens + (first_tokens if isinstance(pieces[0][0], Quantized) else 0)
-    at_once = max(1, COPIED_BYTES[q.device.type] // (2 * copied_tokens * head_dim * q.dtype.itemsize))
-    later = q.new_empty((2, min(at_once, len(q)), later_tokens, head_dim))
+    head_dim = q.shape[-1]
+    oldest = pieces[0][0]
+    in_place, copied = (oldest, pieces[1:]) if isinstance(oldest, Tensor) else (None, pieces)
+    tokens = sum(_tokens_of(piece) for piece in copied)
+    room = round_up(tokens, attention.TOKENS_STEP)
+    at_once = max(1, COPIED_BYTES[q.device.type] // max(1, 2 * room * head_dim * q.dtype.itemsize))
+    copies = q.new_empty((2, min(at_once, len(q)), room, head_dim))
+    copies[:, :, tokens:] = 0
     out = torch.empty_like(q)
     for first in range(0, len(q), at_once):
         some = slice(first, min(len(q), first + at_once))
+        parts = [] if in_place is None else [in_place[:, some]]
+        if copied:
+            parts.append(_copied(copied, some, copies[:, : some.stop - first]))
         out[some] = attention.decode_in_parts(
             q[some],
-            _some_rows(pieces, some, later[:, : some.stop - first]),
+            [(keys.unsqueeze(1), values.unsqueeze(1)) for keys, values in (part.unbind(0) for part in parts)],
             scale=scale,
+            unused=room - tokens,
             mask=None if mask is None else mask[some],
             bias=None if bias is None else bias[some],
         )
     return out
 
 
-def _some_rows(pieces: Sequence[Piece], some: slice, later: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values (rows, 1, tokens, head dim) of some rows.
+def _copied(pieces: Sequence[Piece], some: slice, into: Tensor) -> Tensor:
+    """Keys and values of some rows of the pieces, one behind the other in ``into`` (2, rows, tokens, head dim).
 
-    All after the first piece become one, in ``later`` (2, rows, tokens, head dim): products over records, whose rows
-    lie far apart, take ten times as long. Always the same memory: of 8,192 rows with 40 records, copying into new
-    memory takes twice the time of copying and attending.
+    Products over records, whose rows lie far apart, take ten times as long. Always the same memory: of 8,192 rows
+    with 40 records, copying into new memory takes twice the time of copying and attending.
     """
-    both = _halves(pieces[0], some, later.dtype)
     start = 0
-    for piece in pieces[1:]:
+    for piece in pieces:
+        values, both_dim, row_dim = piece
         stop = start + _tokens_of(piece)
-        for into, half in zip(later, _halves(piece, some, later.dtype), strict=True):
-            into[:, start:stop] = half
+        target = into[:, :, start:stop]
+        if both_dim == 1:  # records: (tokens, 2, rows, head dim)
+            target = target.permute(2, 0, 1, 3)
+        source = narrow(values, row_dim, some)
+        read(source, target.view(source.shape))
         start = stop
-    pairs = [both] if start == 0 else [both, (later[0], later[1])]
-    return [(keys.unsqueeze(1), values.unsqueeze(1)) for keys, values in pairs]
-
-
-def _halves(piece: Piece, some: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Keys and values (rows, tokens, head dim) of some rows of a piece; a view where they are plain."""
-    values, both_dim, row_dim = piece
-    keys, vals = plain(narrow(values, row_dim, some), dtype).unbind(both_dim)
-    if row_dim == 2:  # records: (tokens, rows, head dim)
-        return keys.transpose(0, 1), vals.transpose(0, 1)
-    return (keys, vals) if keys.dim() == 3 else (keys.unsqueeze(1), vals.unsqueeze(1))
+    return into
 
 
 def _tokens_of(piece: Piece) -> int:

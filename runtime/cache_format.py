@@ -165,9 +165,12 @@ def write_pair(key: Tensor, value: Tensor, into: Values) -> None:
         half.copy_(source)
 
 
-def plain(values: Values, dtype: torch.dtype) -> Tensor:
-    """The values in a type that can be multiplied with: themselves, or a dequantised copy."""
-    return quantization.dequantize(values, dtype=dtype) if isinstance(values, Quantized) else values
+def read(values: Values, into: Tensor) -> None:
+    """Copy values of the same shape to where they can be multiplied with, dequantising 4-bit ones."""
+    if isinstance(values, Quantized):
+        quantization.dequantize(values, dtype=into.dtype, out=into)
+    else:
+        into.copy_(values)
 
 
 def _typed(memory: Tensor, start: int, nbytes: int, dtype: torch.dtype) -> Tensor:

@@ -22,6 +22,7 @@ from runtime.cache_shape import CacheShape
 from runtime.hidden_states import HiddenStates
 from runtime.kv_cache import KvCache
 from runtime.layers import LayerWeights
+from runtime.memory_release import trim_heap
 from runtime.movers import Movers
 from runtime.weights import Weights
 
@@ -137,6 +138,7 @@ class BlockRun:
                     steps = place.token + 1
                     if place.token == 0:
                         prefilled = self._now()
+                        trim_heap()  # decode needs little of what prefill worked in, but buffers as large
                         timeline.enter("decode")
                     if ended is not None and ended():
                         return self._times(began, prefilled, steps)

@@ -8,7 +8,7 @@ import torch
 from costmodel import units
 from costmodel.hardware import Hardware
 from costmodel.policy import TIERS, Policy
-from runtime import environment
+from runtime import compiled_kernels, environment
 from runtime.execute import BlockRun
 from runtime.image import Image
 from runtime.memory_watch import MemoryWatch
@@ -45,6 +45,7 @@ class Loaded:
             total_bytes = torch.cuda.get_device_properties(device).total_memory
             share = min(1.0, hardware.capacity_bytes["gpu"] / total_bytes)
             torch.cuda.set_per_process_memory_fraction(share, device)
+        compiled_kernels.limit()
         watch = MemoryWatch(device)
         movers = Movers(
             device,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from runtime import attention
-from runtime.cache_format import Values, plain, tokens_of, write
+from runtime.cache_format import Values, read, tokens_of, write
 from runtime.layers import LayerShape, LayerWeights, finish_layer, project_qkv
 
 
@@ -50,7 +50,9 @@ def decode(
 
 def attend(q: Tensor, cache: LayerCache, shape: LayerShape, *, tokens: int, mask: Tensor | None = None) -> Tensor:
     """Attention of one new token over the first ``tokens`` of a cache, plain or 4-bit."""
-    keys, values = (plain(tokens_of(part, 0, tokens), q.dtype) for part in (cache.keys, cache.values))
+    keys, values = (q.new_empty((*part.shape[:2], tokens, part.shape[-1])) for part in (cache.keys, cache.values))
+    for part, into in ((cache.keys, keys), (cache.values, values)):
+        read(tokens_of(part, 0, tokens), into)
     return attention.decode(q, keys, values, scale=shape.attention_scale, mask=mask)
 
 

@@ -461,7 +461,12 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
     batch_cache = 2 * g * (s + n) * kv * cache_value
 
     def workspace(tokens: int, *, prefill: bool) -> float:
-        wide = max(2 * h + 2 * query + kv, 2 * h + model.ffn_size * (2 if model.gated_mlp else 1)) * tokens * 2
+        inner = model.ffn_size * (2 if model.gated_mlp else 1)
+        wide = max(2 * h + 2 * query + kv, 2 * h + inner) * tokens * 2
+        if engine.expanded == "pieces":
+            # q twice, output and a part of it, k, v and k again; attention's output, sum, norm, intermediate, output
+            intermediate = max(inner, model.ffn_size + h)
+            wide = max(4 * query + kv + kv / 2, query + 2 * h + intermediate) * tokens * 2
         if prefill and engine.attention_scores == "stored":
             wide += 2 * model.num_heads * tokens**2 * 2
         if policy.compress_cache and engine.expanded == "layer and cache":
@@ -484,7 +489,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         expanded = {
             "layer and cache": attention_params + mlp_params,
             "matrix": h * max(query, model.ffn_size),
-            "pieces": 0,
+            "pieces": min(2**21, h * max(query, model.ffn_size)) * 3 / 2,
         }
         held["gpu"] += expanded[engine.expanded] * 2 if policy.compress_weights else 0
         buffered = not prefill or engine.buffers == "always"

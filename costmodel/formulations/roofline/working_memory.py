@@ -3,6 +3,9 @@
 from costmodel.formulations.base import Case
 from costmodel.model import BYTES_PER_VALUE
 
+PIECE_VALUES = 2**21
+"""Values that an engine expands at a time where it expands pieces (``runtime.quantization.CHUNK_VALUES``)."""
+
 
 def largest_load_bytes(case: Case) -> float:
     """Bytes of one staging buffer: the larger of a layer and the LM head."""
@@ -13,17 +16,13 @@ def largest_load_bytes(case: Case) -> float:
 def workspace_bytes(case: Case, moment: str) -> float:
     """GPU bytes that computing one prompt of a batch needs beside its inputs.
 
-    The widest moment of a layer (attention: residual, norm, q, k, v, output; MLP: residual, norm and
-    the intermediate), unfused scores where the engine materialises them, and the logits with an fp32
+    The widest moment of a layer, unfused scores where the engine materialises them, and the logits with an fp32
     copy of the last position's.
     """
     model, workload, engine = case.model, case.workload, case.hardware.engine
     prefill = moment == "prefill"
     tokens = workload.prompt_len if prefill else 1
-    query = model.num_heads * model.head_dim
-    attention = 2 * model.hidden_size + 2 * query + model.kv_values_per_token
-    mlp = 2 * model.hidden_size + model.ffn_size * (2 if model.gated_mlp else 1)
-    layer = max(attention, mlp) * tokens * BYTES_PER_VALUE
+    layer = _layer_values(case, tokens) * BYTES_PER_VALUE
     if prefill and engine.attention_scores == "stored":
         layer += 2 * model.num_heads * tokens**2 * BYTES_PER_VALUE
     if case.switches.compress_cache and engine.expanded == "layer and cache":
@@ -35,12 +34,36 @@ def workspace_bytes(case: Case, moment: str) -> float:
     return max(layer, logits + model.hidden_size * tokens * BYTES_PER_VALUE)
 
 
+def _layer_values(case: Case, tokens: int) -> float:
+    """Values of one prompt's ``tokens`` in the widest moment of a layer.
+
+    Attention: residual, norm, q, k, v, output; MLP: residual, norm and the intermediate. An engine on the processor
+    works in place of its input, which is counted as the batch's, but holds more beside it: while attention writes a
+    few heads' output, q scaled and unscaled, the output and that part of it, k, v and k transposed; while the MLP
+    writes its output, that of attention, the sum, its norm and the intermediate.
+    """
+    model = case.model
+    query = model.num_heads * model.head_dim
+    inner = model.ffn_size * (2 if model.gated_mlp else 1)
+    if case.hardware.engine.expanded == "pieces":
+        attention = 4 * query + 1.5 * model.kv_values_per_token
+        mlp = query + 2 * model.hidden_size + max(inner, model.ffn_size + model.hidden_size)
+    else:
+        attention = 2 * model.hidden_size + 2 * query + model.kv_values_per_token
+        mlp = 2 * model.hidden_size + inner
+    return max(attention, mlp) * tokens
+
+
 def dequantized_bytes(case: Case) -> float:
-    """GPU bytes of the weights that lie expanded to 16 bits at a time."""
+    """GPU bytes of the weights that lie expanded to 16 bits at a time.
+
+    An engine that expands pieces holds one of at most ``PIECE_VALUES`` values in 16 bits, and twice the half of its
+    integers that it works on, a byte each.
+    """
     model, extent = case.model, case.hardware.engine.expanded
-    if not case.switches.compress_weights or extent == "pieces":
+    if not case.switches.compress_weights:
         return 0.0
-    widest = max(model.num_heads * model.head_dim, model.ffn_size)
-    return BYTES_PER_VALUE * float(
-        model.layer_matrix_params if extent == "layer and cache" else model.hidden_size * widest
-    )
+    matrix = model.hidden_size * max(model.num_heads * model.head_dim, model.ffn_size)
+    if extent == "pieces":
+        return float(min(PIECE_VALUES, matrix) * (BYTES_PER_VALUE + 1))
+    return BYTES_PER_VALUE * float(model.layer_matrix_params if extent == "layer and cache" else matrix)
