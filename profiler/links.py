@@ -9,8 +9,11 @@ from profiler.effort import Effort, MiB
 from profiler.offload import Offload
 from profiler.timing import Reading, Results, Task, Timer, time_tasks
 from runtime import tiers
-from runtime.disk import DEFAULT_CHUNK_BYTES, DEFAULT_THREADS, DiskPool
+from runtime.disk import DEFAULT_CHUNK_BYTES, DEFAULT_THREADS, IN_FLIGHT_BYTES, DiskPool
 from runtime.transfer import Copier
+
+MOST_THREADS = 8
+"""Threads that read small chunks side by side."""
 
 CLEARLY_BETTER = 1.1
 """A setting must beat the default by this factor to replace it."""
@@ -134,7 +137,11 @@ class DiskTransfers:
         """The largest transfer, over threads and over chunks, one at a time."""
         nbytes = min(self.effort.disk_bytes[-1], buffer.nbytes)
         pairs = [(threads, DEFAULT_CHUNK_BYTES) for threads in self.effort.disk_threads]
-        pairs += [(DEFAULT_THREADS, chunk) for chunk in self.effort.disk_chunks if chunk != DEFAULT_CHUNK_BYTES]
+        pairs += [
+            (max(1, min(MOST_THREADS, IN_FLIGHT_BYTES // chunk)), chunk)
+            for chunk in self.effort.disk_chunks
+            if chunk != DEFAULT_CHUNK_BYTES
+        ]
         readings: list[Reading] = []
         end = timer.now() + budget_s
         for index, (threads, chunk) in enumerate(pairs):
