@@ -9,7 +9,7 @@ from profiler.effort import Effort, MiB
 from profiler.offload import Offload
 from profiler.timing import Reading, Results, Task, Timer, time_tasks
 from runtime import tiers
-from runtime.disk import DEFAULT_CHUNK_BYTES, DEFAULT_THREADS, IN_FLIGHT_BYTES, DiskPool
+from runtime.disk import DEFAULT_CHUNK_BYTES, DEFAULT_THREADS, IN_FLIGHT_BYTES, DiskFile, DiskPool
 from runtime.transfer import Copier
 
 MOST_THREADS = 8
@@ -96,7 +96,7 @@ def _tiled(buffer: torch.Tensor) -> torch.Tensor:
 
 
 class DiskTransfers:
-    """Reads or writes of the measurement file: by threads and chunk, by size, and the buffered way."""
+    """Reads of what the runtime reads, or writes of the measurement file: by threads and chunk, size, and buffered."""
 
     weight = 12.0
 
@@ -123,6 +123,14 @@ class DiskTransfers:
             left_s = max(0.0, budget_s - (timer.now() - began))
             readings += time_tasks(tasks, len(tasks), timer=timer, budget_s=left_s, previous=previous)
         return readings
+
+    @property
+    def _file(self) -> DiskFile:
+        return self.offload.read_from if self.link == "disk_read" else self.offload.file
+
+    @property
+    def _file_bytes(self) -> int:
+        return self.offload.read_bytes if self.link == "disk_read" else self.offload.nbytes
 
     @property
     def own_method(self) -> str:
@@ -168,7 +176,7 @@ class DiskTransfers:
     def _task(
         self, pool: DiskPool, buffer: torch.Tensor, nbytes: int, at: dict[str, Any], *, name: str | None = None
     ) -> Task:
-        file, walk = self.offload.file, Walk(nbytes, self.offload.nbytes)
+        file, walk = self._file, Walk(nbytes, self._file_bytes)
         memory = buffer[:nbytes]
 
         def read() -> None:
@@ -191,7 +199,7 @@ class DiskTransfers:
 
     def _buffered(self, pool: DiskPool, buffer: torch.Tensor, nbytes: int) -> Task:
         """The same through the page cache: reads after the pages were dropped, writes until they are on the disk."""
-        file, walk = self.offload.file, Walk(nbytes, self.offload.nbytes)
+        file, walk = self._file, Walk(nbytes, self._file_bytes)
         memory = buffer[:nbytes]
 
         def read() -> None:

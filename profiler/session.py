@@ -85,6 +85,7 @@ def profile(request: Request, *, progress: Callable[[str], None], timer: Timer |
                 "file_bytes": offload.nbytes,
                 "free_bytes": offload.free_bytes,
                 "direct": offload.file.direct,
+                "reads_of": offload.origin,
             },
             disk_settings={"disk_read": reads.settings(), "disk_write": writes.settings()},
             environment=environment.describe(device, directory),

@@ -43,7 +43,7 @@ def open_image(
     Raises :class:`~costmodel.errors.InputError` for a model that does not exist, is damaged or of a family
     that cannot be run, and :class:`~runtime.disk.DiskError` where the image does not fit the disk.
     """
-    models = directory / "models"
+    models = directory / image_store.MODELS
     try:
         models.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -28,8 +28,16 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = "tierwise.image/1"
 
+MODELS, IMAGE_NAME = "models", "image.bin"
+"""In the offload directory the folder of images; in an image's own folder its file."""
+
 SPARE_BYTES = 2**20
 """What must be free beyond the image: for the manifest and the file system's own bookkeeping."""
+
+
+def images(directory: Path) -> list[Path]:
+    """The files of all whole images of an offload directory."""
+    return [path for path in directory.glob(f"{MODELS}/*/{IMAGE_NAME}") if not path.parent.name.startswith(".")]
 
 
 def stored(source: ImageSource, models: Path, progress: Progress | None = None) -> Path:
@@ -49,7 +57,7 @@ def stored(source: ImageSource, models: Path, progress: Progress | None = None) 
         with FileLock(_lock_path(folder), waiting=waiting):
             if not _is_whole(folder, source):
                 _make(folder, source, progress)
-    return folder / "image.bin"
+    return folder / IMAGE_NAME
 
 
 def manifest(source: ImageSource) -> dict[str, Any]:
@@ -72,7 +80,7 @@ def _is_whole(folder: Path, source: ImageSource) -> bool:
     """Whether an image of this source is there, with the manifest and the length that it should have."""
     try:
         found = records.check_schema(records.read_json(folder / "manifest.json"), SCHEMA, where=str(folder))
-        nbytes = (folder / "image.bin").stat().st_size
+        nbytes = (folder / IMAGE_NAME).stat().st_size
     except (InputError, OSError):
         return False
     return found.get("key") == source.key and nbytes == found.get("nbytes") == source.layout.nbytes
@@ -87,7 +95,7 @@ def _make(folder: Path, source: ImageSource, progress: Progress | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # there, but not whole
         _check_space(folder.parent, source)
         partial.mkdir()
-        _write(partial / "image.bin", source, progress)
+        _write(partial / IMAGE_NAME, source, progress)
         records.write_json(manifest(source), partial / "manifest.json")
         _flush_folder(partial)
         partial.rename(folder)

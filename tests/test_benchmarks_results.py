@@ -16,14 +16,14 @@ from costmodel.validation import Validation
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 FITTED, HELD_OUT = "validation", "validation-held-out"
 
-STATED = {FITTED: (0.23, 0.50), HELD_OUT: (0.12, 0.30)}
+STATED = {FITTED: (0.225, 0.35), HELD_OUT: (0.11, 0.33)}
 """Median and 90th percentile of the throughput error's size, with the profile alone (docs/validation.md)."""
 
-STATED_CALIBRATED = (0.07, 0.23)
+STATED_CALIBRATED = (0.10, 0.15)
 """The same for the held-out runs, with the constants fitted to the others."""
 
 STATED_PEAK = 0.05
-"""Median of the error's size of the first tier's peak memory."""
+"""Worst error's size of the first tier's peak memory."""
 
 
 @cache
@@ -64,7 +64,7 @@ def test_peak_memory_is_predicted_as_stated(name: str) -> None:
     peaks = [
         today(one, found.hardware).peak_bytes["gpu"] / one.measured.peak_bytes["gpu"] - 1 for one in found.measurements
     ]
-    assert np.median(np.abs(peaks)) <= STATED_PEAK
+    assert np.max(np.abs(peaks)) <= STATED_PEAK
 
 
 def test_calibration_predicts_held_out_runs_as_stated() -> None:
@@ -73,4 +73,4 @@ def test_calibration_predicts_held_out_runs_as_stated() -> None:
 
 def test_calibration_helps_runs_that_it_has_not_seen() -> None:
     held_out = calibrated().held_out
-    assert held_out.after["throughput"].median < held_out.before["throughput"].median / 2
+    assert held_out.after["throughput"].median < 0.6 * held_out.before["throughput"].median

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,21 @@ def test_little_memory_means_narrower_layers(available: int, hidden: int) -> Non
 
 
 # ---------------------------------------------------------------- the measurement file
+
+
+def test_reads_are_timed_on_what_the_runtime_reads(tmp_path: Path) -> None:
+    for folder, nbytes in (("short", 2**20), ("long", 2**26 + 2**20), (".being-made.partial", 2**27)):
+        image = tmp_path / "models" / folder / "image.bin"
+        image.parent.mkdir(parents=True)
+        image.write_bytes(b"")
+        os.truncate(image, nbytes)
+    with offload.measurement_file(tmp_path, 2**26) as opened:
+        assert opened.origin == str(tmp_path / "models" / "long" / "image.bin")
+        assert opened.read_bytes == 2**26 + 2**20
+    shutil.rmtree(tmp_path / "models" / "long")
+    with offload.measurement_file(tmp_path, 2**26) as opened:
+        assert opened.origin == "the measurement file"
+        assert (opened.read_from, opened.read_bytes) == (opened.file, opened.nbytes)
 
 
 def test_measurement_file_is_full_of_data_and_has_no_name(tmp_path: Path) -> None:
