@@ -496,7 +496,10 @@ def test_each_coefficient_of_a_range_is_the_least_of_its_shapes(name: str, rng: 
 
     def at(shape: Shape) -> tuple[list[Any], list[Any], list[float]]:
         case = problem.question(problem.switches[0], shape, 1).case
-        stages = [*problem.formulation.prefill(case, units), *problem.formulation.decode(case, units, 77.0)]
+        stages = [
+            *problem.formulation.prefill(case, units),
+            *problem.formulation.decode(case, units, case.workload.prompt_len + 7.5),
+        ]
         rows = [track.spread for stage in stages for track in stage.tracks]
         rows += [seconds for stage in stages if stage.has_first_batch for seconds in stage.first_batch_seconds()]
         rows += [plain for stage in stages if (plain := stage.plain_seconds()) is not None]
