@@ -166,7 +166,7 @@ def show(measurement: "Measurement", written: Sequence[str]) -> None:
         label = f"bytes by {words.resource_name(link)}"
         row(label, predicted.bytes_moved[link], measured.bytes_moved[link], units.format_bytes)
     for phase in ("prefill", "decode"):
-        expected_s, took_s = compared_s(predicted, phase), compared_s(measured, phase)
+        expected_s, took_s = compared_s(predicted.busy_s[phase]), compared_s(measured.busy_s[phase])
         for resource in COMPARED:
             label = f"{phase}: {words.compared_name(resource)} busy"
             row(label, expected_s[resource], took_s[resource], units.format_seconds)

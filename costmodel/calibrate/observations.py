@@ -5,7 +5,7 @@ to be predicted. Busy seconds help to tell constants apart that a phase's second
 behind other work is stretched by it (two copies share a bus, a copy waits for a core) and costs nothing by that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -21,7 +21,7 @@ from costmodel.hardware import Hardware
 from costmodel.measurement import SCHEMA as MEASUREMENT
 from costmodel.measurement import Measurement
 from costmodel.validation import Validation
-from costmodel.validation.statistics import regime
+from costmodel.validation.statistics import compared_s, regime
 
 Array = np.typing.NDArray[np.float64]
 
@@ -71,7 +71,7 @@ def observed(measurement: Measurement, hardware: Hardware) -> Observed:
         if predictions[phase][0] <= 0 or seconds <= 0:
             continue  # a decode of no steps is measured as microseconds of bookkeeping
         found.append(((phase, None), seconds))
-        took_s = _busy(measured.busy_s[phase])
+        took_s = compared_s(measured.busy_s[phase])
         for resource, predicted in predictions[phase][1].items():
             took = took_s[resource]
             if predicted > 0 and took >= LEAST_BUSY * seconds:
@@ -85,14 +85,7 @@ def _predicted(one: Measurement, hardware: Hardware) -> dict[str, tuple[float, d
     """Seconds of each phase, and busy seconds in it."""
     case = case_of(one.policy, hardware, one.model, one.workload)
     found = phase_seconds(get("roofline"), case, one.policy)
-    return {phase: (seconds, _busy(busy_s)) for phase, (seconds, busy_s) in found.items()}
-
-
-def _busy(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Busy seconds by resource; a run times attention on the CPU as part of the layer, on either processor."""
-    found = dict(seconds)
-    found["gpu_compute"] += found.pop("cpu_compute")
-    return found
+    return {phase: (seconds, compared_s(busy_s)) for phase, (seconds, busy_s) in found.items()}
 
 
 # ------------------------------------------------------------------ files

@@ -5,7 +5,7 @@ An error is relative, predicted / measured − 1. The regime of a run is its mea
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -175,13 +175,12 @@ def _errors(measurements: Sequence[Measurement]) -> dict[str, Errors]:
 # ------------------------------------------------------------------ causes
 
 
-def compared_s(cost: Estimate, phase: str) -> dict[str, float]:
-    """Busy seconds of :data:`COMPARED`: attention on the CPU is counted with ``gpu_compute``.
+def compared_s(busy_s: Mapping[str, float]) -> dict[str, float]:
+    """Busy seconds of a phase by :data:`COMPARED`: attention on the CPU is counted with ``gpu_compute``.
 
     It is predicted apart, but a batch waits for it, and a run times what is computed for a batch as one stretch.
     """
-    busy = cost.busy_s[phase]
-    return {name: busy[name] + (busy["cpu_compute"] if name == "gpu_compute" else 0.0) for name in COMPARED}
+    return {name: busy_s[name] + (busy_s["cpu_compute"] if name == "gpu_compute" else 0.0) for name in COMPARED}
 
 
 def gaps(one: Measurement, phase: str) -> dict[str, float]:
@@ -192,7 +191,7 @@ def gaps(one: Measurement, phase: str) -> dict[str, float]:
     resource's difference counts.
     """
     predicted, measured = one.predicted, one.measured
-    before, after = compared_s(predicted, phase), compared_s(measured, phase)
+    before, after = compared_s(predicted.busy_s[phase]), compared_s(measured.busy_s[phase])
     found: dict[str, float] = {
         name: after[name] - before[name] for name in _counted(one, phase) if after[name] or before[name]
     }
@@ -202,7 +201,7 @@ def gaps(one: Measurement, phase: str) -> dict[str, float]:
 
 def _counted(one: Measurement, phase: str) -> tuple[Resource, ...]:
     """The resources whose own differences lengthen a phase: with overlap, the busiest one."""
-    after = compared_s(one.measured, phase)
+    after = compared_s(one.measured.busy_s[phase])
     return (max(COMPARED, key=lambda name: after[name]),) if one.policy.overlap else COMPARED
 
 
@@ -241,7 +240,7 @@ def _cause(measurements: Sequence[Measurement], phase: str, resource: str, gap_s
 
 def busy_s(one: Measurement, cost: Estimate, phase: str, resource: str) -> float:
     """Busy seconds of one of :data:`COMPARED`, or what the same ones as in :func:`gaps` leave unexplained."""
-    compared = compared_s(cost, phase)
+    compared = compared_s(cost.busy_s[phase])
     if resource != WAITING:
         return compared[resource]
     return _seconds(cost, phase) - sum(compared[name] for name in _counted(one, phase))
