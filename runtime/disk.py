@@ -22,14 +22,14 @@ from costmodel.formulations.base import Resource
 from runtime.pending import OnThreads
 from runtime.tiers import ALIGNMENT
 
-DEFAULT_THREADS = 4
-DEFAULT_CHUNK_BYTES = 4 * 2**20
-
 IN_FLIGHT_BYTES = 16 * 2**20
 """The most that is asked of the disk at a time. It serves all of that side by side: with 128 MiB (8 threads, 16 MiB
 each) a layer's load shares the disk with the one that begins after it, both arrive late together, and nothing is left
 to read while the first of them is computed. A step of OPT-1.3B with 45 % of its weights on disk took 0.76 to 0.80 s so,
 and 0.60 to 0.72 with 32 MiB or less in flight (two AMD EPYC cores; the disk alone needs 0.48)."""
+
+DEFAULT_CHUNK_BYTES = 4 * 2**20
+DEFAULT_THREADS = IN_FLIGHT_BYTES // DEFAULT_CHUNK_BYTES
 
 Observer = Callable[[Resource, str, float, float, int], None]
 """Told of every piece that was moved: the link, what it was for, start and stop (s), bytes."""
