@@ -138,7 +138,6 @@ class BlockRun:
                     steps = place.token + 1
                     if place.token == 0:
                         prefilled = self._now()
-                        trim_heap()  # decode needs little of what prefill worked in, but buffers as large
                         timeline.enter("decode")
                     if ended is not None and ended():
                         return self._times(began, prefilled, steps)
@@ -231,6 +230,8 @@ class BlockRun:
             if is_last:
                 attended, some = attended[:, :, -1:], some[:, -1:]
             some.copy_(layers.finish_layer(some, attended, weights, shape))
+        if hidden.device.type == "cpu":
+            trim_heap()  # else what is freed in pieces adds up from layer to layer, and stays through decode
         return hidden[:, -1:].contiguous() if is_last else hidden
 
     def _head(self, place: Place, choose: Choose) -> None:
