@@ -5,8 +5,6 @@ between two layers, as it does in a model worth offloading: code and small tenso
 which doubles the time.
 """
 
-import json
-import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,13 +12,13 @@ from typing import Any
 
 import torch
 
-from costmodel.policy import Policy, Split
+from costmodel.policy import Policy
 from profiler.compute import compute_dtype, dtype_name, random_weights
 from profiler.effort import Effort
+from profiler.engine_run import ON_DISK, decode, one_batch, small_image
 from profiler.timing import Reading, Results, Timer
 from runtime import layers
-from runtime.execute import Batch, BlockRun
-from runtime.image import Image, open_image
+from runtime.image import Image
 from runtime.movers import Movers
 from runtime.timeline import Timeline
 from runtime.weights import Weights
@@ -32,21 +30,8 @@ NUM_LAYERS = 8
 PROMPT_LEN = 8
 MOST_STEPS = 32
 
-CONFIG = {
-    "model_type": "opt",
-    "hidden_size": 64,
-    "word_embed_proj_dim": 64,
-    "num_hidden_layers": NUM_LAYERS,
-    "num_attention_heads": 1,
-    "ffn_dim": 256,
-    "vocab_size": 64,
-    "max_position_embeddings": 64,
-    "do_layer_norm_before": True,
-    "activation_function": "relu",
-}
-"""Layers so narrow that their products take microseconds."""
-
-_HERE, _ON_DISK = Split(gpu=1.0, cpu=0.0, disk=0.0), Split(gpu=0.0, cpu=0.0, disk=1.0)
+WIDTH = 64
+"""Of layers so narrow that their products take microseconds."""
 
 
 class EngineLayers:
@@ -63,19 +48,21 @@ class EngineLayers:
         began = timer.now()
         between = self._between()
         at = (("device", self.device.type), ("dtype", dtype_name(self.dtype)))
-        policies = {STAYS: _policy(), CARRIED: _policy(cache=_ON_DISK), COMPRESSED: _policy(compress_cache=True)}
+        caches: dict[str, dict[str, Any]] = {
+            STAYS: {},
+            CARRIED: {"cache": ON_DISK},
+            COMPRESSED: {"compress_cache": True},
+        }
         readings = []
-        with tempfile.TemporaryDirectory(prefix=".tierwise-profile-", dir=self.directory) as name:
-            config = Path(name) / "narrow.json"
-            config.write_text(json.dumps(CONFIG), encoding="utf-8")
-            image = open_image(f"dummy:{config}", directory=Path(name), dtype=self.dtype, compressed=False)
+        widths = {"hidden_size": WIDTH, "num_heads": 1, "ffn_size": 4 * WIDTH}
+        with small_image(self.directory, self.dtype, num_layers=NUM_LAYERS, **widths) as image:
             between()  # a first product takes longer
             least_s = timer.once(between)
-            for number, (cache, policy) in enumerate(policies.items()):
-                share_s = (budget_s - (timer.now() - began)) / (len(policies) - number)
+            for number, (cache, changes) in enumerate(caches.items()):
+                share_s = (budget_s - (timer.now() - began)) / (len(caches) - number)
                 # A pass of the layers takes about as long again as what comes between them.
                 steps = min(MOST_STEPS, max(3, int(share_s / (2 * NUM_LAYERS * max(least_s, 1e-4)))))
-                samples = self._decode(image, policy, steps, between, timer)
+                samples = self._decode(image, one_batch(1, **changes), steps, between, timer)
                 readings.append(
                     Reading(name="engine_layer", at=(*at, ("cache", cache)), unit="s", work=None, samples=samples)
                 )
@@ -99,20 +86,11 @@ class EngineLayers:
         self, image: Image, policy: Policy, steps: int, between: Callable[[], None], timer: Timer
     ) -> tuple[float, ...]:
         """Seconds of every layer of ``steps`` decode steps but the last of each, which the head follows."""
-        ids = torch.zeros((1, PROMPT_LEN), dtype=torch.long)
         movers = _Watched(self.device, between=between, timer=timer)
         with movers:
             weights = Weights(image, policy.weights, movers)
             weights.fill()
-            with BlockRun(
-                [Batch(token_ids=ids)],
-                gen_len=1 + steps,
-                weights=weights,
-                policy=policy,
-                movers=movers,
-                directory=self.directory,
-            ) as run:
-                run.run(lambda batch, logits, step: torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+            decode(weights, policy, movers, prompt_len=PROMPT_LEN, steps=steps, directory=self.directory)
         return tuple(movers.seconds[NUM_LAYERS - 1 :])  # prefill comes first
 
 
@@ -134,8 +112,3 @@ class _Watched(Movers):
             self._between()
         self._began = self._timer.now() if is_layer else None
         return super().computing(name)
-
-
-def _policy(**changes: Any) -> Policy:
-    placed = {"weights": _HERE, "cache": _HERE, "activations": _HERE} | changes
-    return Policy(gpu_batch_size=1, num_gpu_batches=1, **placed)

@@ -54,15 +54,12 @@ def fit_line(nbytes: Sequence[float], seconds: Sequence[float]) -> Line:
     return Line(latency_s=latency, bytes_per_s=1.0 / slope, error=float(misses.max()))
 
 
-def unhidden_share(slowdown_of_longer: float, slowdown_of_shorter: float) -> float:
-    """The share of the shorter work that still shows when it runs beside the longer one.
+def unhidden_share(both_s: float, one_s: float, other_s: float) -> float:
+    """The share of the shorter of two works that shows when they run side by side: both = longer + share × shorter.
 
-    Both slowdowns are times beside each other over times alone. The shorter work, one second alone, lasts
-    ``slowdown_of_shorter`` seconds, in which the longer one gets 1 / ``slowdown_of_longer`` of its speed; what
-    it loses comes on top of its own time: T = longer + share × shorter, the form in which
-    ``costmodel`` uses the share. In [0, 1]: beyond 1, taking turns would be faster.
+    That is the form in which ``costmodel`` uses the share. In [0, 1]: beyond 1, taking turns would be faster.
     """
-    if slowdown_of_longer <= 0 or slowdown_of_shorter <= 0:
-        raise ValueError("slowdowns must be greater than 0")
-    lost = slowdown_of_shorter * (1.0 - 1.0 / slowdown_of_longer)
-    return min(1.0, max(0.0, lost))
+    if min(both_s, one_s, other_s) <= 0:
+        raise ValueError("times must be greater than 0")
+    longer_s, shorter_s = max(one_s, other_s), min(one_s, other_s)
+    return min(1.0, max(0.0, (both_s - longer_s) / shorter_s))

@@ -13,7 +13,7 @@ from costmodel.errors import TierwiseError
 from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links
 from costmodel.model import BYTES_PER_VALUE
 from costmodel.quantity import Quantity, Rate, Source
-from profiler import engine, pairs
+from profiler import engine, hidden_loads
 from profiler.compute import dtype_name
 from profiler.fit import Line, fit_line, unhidden_share
 from profiler.layers import CARRIED_TOKENS
@@ -196,28 +196,23 @@ def _engine(found: Profile) -> Engine:
 
 
 def overlap_share(found: Profile) -> tuple[float, float | None]:
-    """The unhidden share of loads and compute, and its spread over the rounds.
+    """The unhidden share of loads and compute by the middle of each kind of step, and its spread over their samples.
 
-    The loads that planning hides are those of the slowest link in use: reads of the disk, and on a GPU copies to the
-    first tier (a CPU's cores make them, which planning knows). For each, compute hides the link or the link hides
-    compute; all of these count alike.
+    Loads from the disk, and on a GPU those from host memory (on a CPU its cores make them, which planning knows),
+    count alike.
     """
-    beside = [pairs.READ]
-    if found.device.type != "cpu" and found.capacity.cpu_bytes > 0:
-        beside.append(pairs.COPY)
-    rounds: dict[int, list[float]] = {}
-    for load in beside:
-        for compute in (pairs.MANY_ROWS, pairs.ONE_ROW):
-            slowed = found.results.select("slowdown", work=compute, beside=load)
-            slowing = found.results.select("slowdown", work=load, beside=compute)
-            if not slowed or not slowing:
-                continue
-            for index, (one, other) in enumerate(zip(slowed[0].samples, slowing[0].samples, strict=True)):
-                rounds.setdefault(index, []).extend((unhidden_share(one, other), unhidden_share(other, one)))
-    if not rounds:
+    figures = found.results.select("decode_step", device=found.device.type)
+    steps: dict[str, dict[str, Figure]] = {}
+    for figure in figures:
+        steps.setdefault(str(figure.get("weights")), {})[str(figure.get("does"))] = figure
+    kinds = (hidden_loads.BOTH, hidden_loads.COMPUTE, hidden_loads.LOAD)
+    shares, samples = [], []
+    for source in steps.values():
+        shares.append(unhidden_share(*(source[kind].seconds for kind in kinds)))
+        samples += [unhidden_share(*seconds) for seconds in zip(*(source[kind].samples for kind in kinds), strict=True)]
+    if not shares:
         raise TierwiseError("overlap was not measured: the time was up before it")
-    means = [statistics.fmean(values) for values in rounds.values()]
-    return statistics.median(means), round(spread_of(means), 4) if len(means) >= LEAST_REPEATS else None
+    return statistics.fmean(shares), round(spread_of(samples), 4) if len(samples) >= LEAST_REPEATS else None
 
 
 def _plain(value: float, source: str = MEASURED) -> Quantity:

@@ -26,10 +26,7 @@ _ROWS = {"cpu": 64, "cuda": 2048}
 def pairs(
     device: torch.device, effort: Effort, offload: Offload, disk: dict[str, int], copy_threads: int
 ) -> Iterator[Sequence[tuple[Work, Work]]]:
-    """Compute bound by arithmetic and by memory, beside each link; and the links beside each other.
-
-    The pairs that ``engine.unhidden_share`` rests on come twice, and get twice the samples.
-    """
+    """Compute bound by arithmetic and by memory, beside each link; and the links beside each other."""
     many, one = _products(device, effort)
     cuda = device.type == "cuda"
     with (
@@ -47,7 +44,7 @@ def pairs(
         far = filled(tiers.host_buffer(max(effort.working_set_bytes // 2, nbytes), pinned=cuda))
         copy = Work(name=COPY, call=_copy(copier, near, far, nbytes))
         loads = ((many, read), (one, read), (many, copy), (one, copy))
-        yield (*loads, (many, write), (read, write), (copy, read), *loads[: 4 if cuda else 2])
+        yield (*loads, (many, write), (read, write), (copy, read))
 
 
 def _products(device: torch.device, effort: Effort) -> tuple[Work, Work]:

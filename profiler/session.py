@@ -10,6 +10,7 @@ import torch
 from profiler import compute, engine, layers, links
 from profiler.capacity import Capacity, capacity
 from profiler.effort import Effort
+from profiler.hidden_loads import HiddenLoads
 from profiler.offload import Offload, measurement_file, offload_directory
 from profiler.overlap import Overlap
 from profiler.pairs import pairs
@@ -150,5 +151,14 @@ def _probes(
     if effort.in_detail:
         others = [torch.bfloat16, torch.float32] if cuda else [torch.float32]
         probes += [compute.Products(device, effort, other, [1, 16, 256], weight=5.0) for other in others]
-    probes.append(Overlap(lambda: pairs(device, effort, offload, reads.settings(), threads), weight=24.0))
+    probes += [
+        HiddenLoads(
+            device,
+            effort,
+            offload.directory,
+            lambda: {"disk_threads": reads.threads, "chunk_bytes": reads.chunk_bytes},
+            weight=14.0,
+        ),
+        Overlap(lambda: pairs(device, effort, offload, reads.settings(), threads), weight=10.0),
+    ]
     return probes

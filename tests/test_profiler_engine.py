@@ -47,5 +47,5 @@ def test_every_cache_is_timed_and_what_comes_between_layers_is_not(
 def test_more_time_means_more_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.EngineLayers, "_between", lambda self: lambda: None)
     probe = engine.EngineLayers(torch.device("cpu"), EFFORT, tmp_path, weight=1.0)
-    short, long = (probe.run(Timer(), budget_s, Results()) for budget_s in (0.0, 9.0))
+    short, long = (probe.run(Timer(), budget_s, Results()) for budget_s in (0.0, 900.0))
     assert all(len(more.samples) > len(few.samples) for few, more in zip(short, long, strict=True))

@@ -1,7 +1,5 @@
 """Fits recover the constants that made the samples."""
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,32 +61,28 @@ def test_samples_are_checked(sizes: list[float], times: list[float]) -> None:
         fit_line(sizes, times)
 
 
-@given(longer_s=st.floats(1.0, 100.0), shorter_s=st.floats(0.01, 1.0), share=st.floats(0.0, 1.0))
-def test_unhidden_share_is_what_lengthens_the_longer_work(longer_s: float, shorter_s: float, share: float) -> None:
-    """A machine that gives the shorter work its full speed, and takes ``share`` of it from the longer one."""
-    slowdown_of_longer = 1.0 / (1.0 - share) if share < 1.0 else math.inf
-    found = unhidden_share(slowdown_of_longer, 1.0)
-    beside_s = shorter_s  # while both run the longer one does (1 - share) of its work
-    total_s = beside_s + (longer_s - beside_s * (1.0 - share))
-    assert total_s == pytest.approx(longer_s + found * shorter_s)
+@given(one_s=st.floats(0.01, 100.0), other_s=st.floats(0.01, 100.0), share=st.floats(0.0, 1.0))
+def test_unhidden_share_is_what_lengthens_the_longer_work(one_s: float, other_s: float, share: float) -> None:
+    both_s = max(one_s, other_s) + share * min(one_s, other_s)
+    assert unhidden_share(both_s, one_s, other_s) == pytest.approx(share, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("longer", "shorter", "share"),
+    ("both", "one", "other", "share"),
     [
-        (1.0, 1.0, 0.0),
-        (2.0, 2.0, 1.0),
-        (1.25, 1.0, 0.2),
-        (1.5, 1.5, 0.5),
-        (0.9, 1.0, 0.0),
-        (4.0, 4.0, 1.0),
-        (1.0, 3.0, 0.0),
+        (3.0, 3.0, 1.0, 0.0),
+        (3.5, 3.0, 1.0, 0.5),
+        (3.5, 1.0, 3.0, 0.5),
+        (4.0, 3.0, 1.0, 1.0),
+        (9.0, 3.0, 1.0, 1.0),
+        (2.5, 3.0, 1.0, 0.0),
     ],
 )
-def test_unhidden_share_by_hand(longer: float, shorter: float, share: float) -> None:
-    assert unhidden_share(longer, shorter) == pytest.approx(share)
+def test_unhidden_share_by_hand(both: float, one: float, other: float, share: float) -> None:
+    assert unhidden_share(both, one, other) == pytest.approx(share)
 
 
-def test_slowdowns_are_checked() -> None:
+@pytest.mark.parametrize("times", [(0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, -1.0)])
+def test_times_are_checked(times: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="greater than 0"):
-        unhidden_share(0.0, 1.0)
+        unhidden_share(*times)

@@ -10,7 +10,7 @@ from costmodel.errors import TierwiseError
 from costmodel.figures.machine import profile_figure
 from costmodel.figures.style import render
 from costmodel.hardware import Hardware
-from profiler import engine, pairs, report
+from profiler import engine, hidden_loads, report
 from profiler import hardware as made
 from profiler.capacity import Capacity
 from profiler.effort import EFFORTS
@@ -20,6 +20,9 @@ from runtime.host_memory import HostMemory
 
 GiB = 2**30
 SIZES = (65536, 2**20, 2**24, 2**27)
+
+GPU_STEPS = {"disk": (0.5, 0.5, 0.5), "cpu": (0.7, 0.7, 0.7)}
+"""Seconds of a step that loads and computes: all of the shorter work hides, and half of it."""
 
 
 def readings(
@@ -62,11 +65,11 @@ def machine_readings(device: str = "cpu") -> list[Reading]:
     for singles, seconds in ((1, 0.4), (32, 0.5)):
         place = (on, ("singles", singles))
         found.append(Reading(name="carried_attention", at=place, unit="bytes/s", work=640.0, samples=(seconds,) * 3))
-    slowdowns = {pairs.MANY_ROWS: (1.25, 1.0), pairs.ONE_ROW: (1.0, 1.0)}
-    for compute, (slowed, slowing) in slowdowns.items():
-        for work, beside, value in ((compute, pairs.READ, slowed), (pairs.READ, compute, slowing)):
-            at = (("work", work), ("beside", beside))
-            found.append(Reading(name="slowdown", at=at, unit="times", work=None, samples=(value,) * 3))
+    for source, both_s in {"disk": (0.6, 0.64, 0.9)}.items() if device == "cpu" else GPU_STEPS.items():
+        steps = {hidden_loads.COMPUTE: (0.4,) * 3, hidden_loads.LOAD: (0.5, 0.6, 0.5), hidden_loads.BOTH: both_s}
+        for does, samples in steps.items():
+            at = (on, ("weights", source), ("does", does))
+            found.append(Reading(name="decode_step", at=at, unit="s", work=None, samples=samples))
     return found
 
 
@@ -131,8 +134,8 @@ def machine() -> Hardware:
         ("cpu.attention_bytes_per_s", 6e9),
         ("cpu.attention_call_s", 1e-5),
         ("disk.memory_bytes", 100 * GiB),
-        # (0.2 + 0 + 0 + 0) / 4: reads take a fifth of the speed of many-row products, nothing else is slowed.
-        ("engine.unhidden_share", 0.05),
+        # By the middle of three steps: (0.64 − 0.5) / 0.4.
+        ("engine.unhidden_share", 0.35),
     ],
 )
 def test_known_machine_is_given_back(machine: Hardware, path: str, value: float) -> None:
@@ -162,7 +165,7 @@ def test_too_few_repeats_state_no_spread() -> None:
     assert made.hardware(profile_of(found), name="box").gpu.layer_launch_s.spread is None
 
 
-@pytest.mark.parametrize("missing", ["matmul", "disk_read", "decode_attention", "slowdown", "engine_layer"])
+@pytest.mark.parametrize("missing", ["matmul", "disk_read", "decode_attention", "decode_step", "engine_layer"])
 def test_what_was_not_measured_is_said(missing: str) -> None:
     found = [reading for reading in machine_readings() if reading.name != missing]
     with pytest.raises(TierwiseError, match="measured"):
@@ -174,6 +177,7 @@ def test_gpu_has_its_own_attention_and_the_pinned_link() -> None:
     machine = made.hardware(profile_of(machine_readings("cuda"), device="cuda", gpu=gpu), name="box")
     assert (machine.gpu.kind, machine.gpu.name) == ("cuda", "NVIDIA A100-SXM4-80GB")
     assert machine.links.cpu_to_gpu.bytes_per_s.value == pytest.approx(1e10, rel=1e-3)
+    assert machine.engine.unhidden_share.value == pytest.approx((0.0 + 0.5) / 2)
 
 
 @pytest.mark.parametrize(
