@@ -141,9 +141,7 @@ class Validating(Stage):
 
     def progress(self, place: Place) -> str:
         found = self._found(place)
-        if found is None:
-            return "to be run"
-        return f"{len(found.measurements)} of {words.counted(len(found.drawn), 'run')}"
+        return "to be run" if found is None else found.progress
 
     def left_s(self, place: Place) -> float:
         found = self._found(place)

@@ -30,6 +30,8 @@ examples:
       24 policies of OPT-125M with random weights, each predicted to take at most 10 s
   %(prog)s --hardware my-machine.json --gpu-memory 200MiB --cpu-memory 100MiB --plot errors.png
       so little memory that all three tiers are used, and predicted against measured as a figure
+  %(prog)s --hardware my-machine.json --repeats 3
+      every policy three times: the errors of its middle run, and how well the machine repeats itself
   %(prog)s --hardware my-machine.json --out validation.json --resume
       go on where a validation ended, however it ended
   %(prog)s --hardware my-machine.json --compress-weights off --compress-cache off --fail-above 10
@@ -102,6 +104,16 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         "--runs", metavar="N", type=parsing.whole_number(1), default=24, help="policies to run (default: %(default)s)"
     )
     group.add_argument(
+        "--repeats",
+        metavar="N",
+        type=parsing.whole_number(1),
+        default=1,
+        help=(
+            "runs of each policy, in rounds (all policies, then all again); its middle run is reported, and how far "
+            "the others are from it: no model can be nearer to a machine than it is to itself (default: %(default)s)"
+        ),
+    )
+    group.add_argument(
         "--seed",
         metavar="N",
         type=parsing.whole_number(0),
@@ -134,8 +146,7 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(f"--out is {args.out}: that file exists; --resume goes on with it, or name another one")
     found = _validated(args)
     if found.left:
-        done = f"{len(found.measurements)} of {words.counted(len(found.drawn), 'run')}"
-        engine_flags.say(f"--time-limit is reached: {args.out} has {done}; --resume goes on with them")
+        engine_flags.say(f"--time-limit is reached: {args.out} has {found.progress}; --resume goes on with them")
         return UNFINISHED
     written = [str(args.out)]
     if args.plot is not None:
@@ -200,7 +211,7 @@ def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> V
     if args.resume and args.out.exists():
         found = Validation.from_file(args.out)
         _check_same(request, found, args)
-        engine_flags.say(f"{args.out} has {len(found.measurements)} of {words.counted(len(found.drawn), 'run')}")
+        engine_flags.say(f"{args.out} has {found.progress}")
         return found
     with _engine(args, conversions) as llm:
         hardware, spec = llm.hardware, llm.spec
@@ -223,7 +234,7 @@ def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> V
     if len(drawn) < args.runs:
         different = words.counted(len(drawn), "policy", "different policies")
         engine_flags.say(f"found only {different} within the budgets and --max-seconds")
-    return Validation(request=request, hardware=hardware, drawn=drawn)
+    return Validation(request=request, hardware=hardware, drawn=drawn, repeats=args.repeats)
 
 
 def _engine(
@@ -276,17 +287,18 @@ def _usable_fraction(args: argparse.Namespace) -> float:
 def _request(args: argparse.Namespace) -> dict[str, Any]:
     """The flags that decide what is drawn and run."""
     names = ("model", "device", "dtype", "gpu_memory", "cpu_memory", "prompt_len", "gen_len", "max_seconds")
-    found = {name: getattr(args, name) for name in (*names, "runs", "seed", "usable_fraction")}
+    found = {name: getattr(args, name) for name in (*names, "runs", "repeats", "seed", "usable_fraction")}
     return {**found, "switches": arguments.switches(args)}
 
 
 def _check_same(request: dict[str, Any], found: Validation, args: argparse.Namespace) -> None:
     """Raise :class:`InputError` where the file was made by other flags or on another machine."""
+    begun = {"repeats": 1, **found.request}  # a file may be older than that flag
     for name, value in request.items():
-        if found.request.get(name) != value:
+        if begun.get(name) != value:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(
-                f"{flag} is {value}, but {args.out} was begun with {found.request.get(name)}: give the same flags, "
+                f"{flag} is {value}, but {args.out} was begun with {begun.get(name)}: give the same flags, "
                 "or begin anew with another --out"
             )
     if args.hardware is not None and Hardware.from_file(args.hardware).rates != found.hardware.rates:

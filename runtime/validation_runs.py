@@ -1,4 +1,4 @@
-"""Running the policies of a validation one after another, in one process, one engine a policy."""
+"""Running the policies of a validation one after another, in one process, one engine a run."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def run_all(
     limit: TimeLimit | None = None,
 ) -> Validation:
     """Run what is left, up to the limit; ``keep`` is told the validation after every run, ``say`` a line of it."""
-    count, done = len(validation.drawn), len(validation.measurements)
+    count, done = validation.planned, len(validation.runs)
     warm, expect = False, None
     for number, drawn in enumerate(validation.left, start=done + 1):
         if limit is not None and expect is None:

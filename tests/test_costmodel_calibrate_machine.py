@@ -205,8 +205,21 @@ def test_what_lies_beyond_the_figure_is_marked_and_counted(found: Recalibration)
 
 def _validation(path: Path, runs: list[Measurement], hardware: Hardware = PLANNED) -> str:
     drawn = tuple(Drawn(origin="drawn", about="", policy=run.policy) for run in runs)
-    Validation(request={}, hardware=hardware, drawn=drawn, measurements=tuple(runs)).save(path)
+    Validation(request={}, hardware=hardware, drawn=drawn, runs=tuple(runs)).save(path)
     return str(path)
+
+
+def test_of_a_repeated_policy_the_middle_run_is_fitted_to(tmp_path: Path) -> None:
+    """What a disturbed run of it says is not read."""
+    slower = [truth(PLANNED, {"disk-read": factor}) for factor in (0.8, 0.4, 0.6)]
+    rounds = [[measurement(policy, really=one, planned=PLANNED) for policy in policies()[:8]] for one in slower]
+    drawn = tuple(Drawn(origin="drawn", about="", policy=run.policy) for run in rounds[0])
+    runs = tuple(run for turn in rounds for run in turn)
+    Validation(request={}, hardware=PLANNED, drawn=drawn, repeats=3, runs=runs).save(tmp_path / "v.json")
+    _, found = read([tmp_path / "v.json"])
+    assert [one.policy for one in found] == [one.policy for one in drawn]
+    for one, three in zip(found, zip(*rounds, strict=True), strict=True):
+        assert one.measured.latency_s == sorted(run.measured.latency_s for run in three)[1]
 
 
 def _saved(path: Path, data: dict[str, object]) -> str:

@@ -1,6 +1,7 @@
 """Tables and figures of a validation against values worked out by hand."""
 
 from itertools import pairwise
+from math import nan
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from test_costmodel_figures import bars
 from test_costmodel_validation import POLICY, cost, of_throughput, run
-from test_costmodel_validation_report import of, three
+from test_costmodel_validation_report import of, three, three_times_two
 
 from costmodel.figures.agreement import agreement_figure, draw_agreement
 from costmodel.figures.ranking import draw_order, draw_regret, ranking_figure
@@ -77,12 +78,13 @@ def test_findings_count() -> None:
 
 
 def test_files_are_a_row_each(tmp_path: Path) -> None:
-    for name, found in (("a.json", three()), ("b.json", of(of_throughput(11, 10)))):
+    for name, found in (("a.json", three()), ("b.json", of(of_throughput(11, 10))), ("c.json", three_times_two())):
         found.save(tmp_path / name)
     table = studies.files_table(sorted(tmp_path.glob("*.json")))
-    assert table["file"].tolist() == ["a.json", "b.json"]
-    assert table["throughput_median"].tolist() == pytest.approx([0.2, 0.1])
-    assert table["regret"].isna().tolist() == [False, True]
+    assert table["file"].tolist() == ["a.json", "b.json", "c.json"]
+    assert table["throughput_median"].tolist() == pytest.approx([0.2, 0.1, 0.225])
+    assert table["regret"].isna().tolist() == [False, True, False]
+    assert table["repeatability"].tolist() == pytest.approx([nan, nan, 0.3125], nan_ok=True)
 
 
 def test_agreement_has_a_panel_a_quantity_and_marks_at_the_runs() -> None:

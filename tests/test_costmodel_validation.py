@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from costmodel.model import ModelSpec
 from costmodel.overrides import with_overrides
 from costmodel.policy import TIERS, Policy, Split
 from costmodel.validation import Drawn, Errors, Space, Validation, draw, frame, summary
-from costmodel.validation.statistics import WAITING, errors_of, gaps, ranking
+from costmodel.validation.statistics import WAITING, errors_of, errors_of_repeats, gaps, middle, ranking
 from costmodel.workload import Workload
 
 MIB = 2**20
@@ -276,6 +277,82 @@ def test_runs_over_their_budget_are_counted() -> None:
     assert summary(runs).over_budget == 1
 
 
+# ------------------------------------------------------------------ repeats
+
+
+def taking(*seconds: float) -> list[Measurement]:
+    """Runs of one policy that decoded 12 tokens in so long, after a prefill of no time."""
+    return [run(cost(), cost(prefill_s=0.0, decode_s=one, throughput=12 / one)) for one in seconds]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [((5,), 5), ((5, 2), 2), ((5, 2, 9), 5), ((9, 2, 5, 3), 3), ((4, 9, 1, 7, 6), 6)],
+)
+def test_the_middle_run_is_the_one_of_median_latency(seconds: tuple[float, ...], expected: float) -> None:
+    assert middle(taking(*seconds)).measured.latency_s == expected
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=9))
+def test_at_most_half_of_the_runs_are_faster_and_at_most_half_slower(seconds: list[float]) -> None:
+    runs = taking(*seconds)
+    found = middle(runs)
+    assert any(found is one for one in runs), "a whole run, not a mean of some"
+    assert 2 * sum(one < found.measured.latency_s for one in seconds) < len(seconds)
+    assert 2 * sum(one > found.measured.latency_s for one in seconds) <= len(seconds)
+
+
+def test_repeatability_by_hand() -> None:
+    # Token/s: 6, 4, 3, the middle run's is 4: +1/2 and −1/4. Then 2 and 3, of which the faster one is the middle: −1/3.
+    # A policy that ran once says nothing.
+    found = errors_of_repeats([taking(2, 3, 4), taking(6, 4), taking(1)])
+    assert found is not None
+    assert found.runs == 3
+    assert found.worst == pytest.approx(6 / 4 - 1)
+    assert found.median == pytest.approx(1 / 3)
+    assert found.bias == pytest.approx(-1 / 4)
+    assert errors_of_repeats([taking(1), taking(2)]) is None
+
+
+def test_all_but_repeatability_is_of_middle_runs() -> None:
+    sizes, seconds = (1, 2, 4), ((2, 6, 3), (3, 4, 3), (4, 5, 30))
+    found = validation(repeats=3)
+    for turn in range(3):
+        for size, took in zip(sizes, seconds, strict=True):
+            found = found.with_run(taking_once(took[turn], size))
+    assert [one.measured.latency_s for one in found.measurements] == [3, 3, 5]
+    alone = summary(found.measurements)
+    assert alone.repeatability is None
+    assert found.summary() == dataclasses.replace(alone, repeatability=errors_of_repeats(found.by_policy))
+    assert found.summary().repeatability.runs == 6  # type: ignore[union-attr]
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+@settings(max_examples=40)
+def test_runs_are_made_in_rounds(policies: int, repeats: int, data: st.DataObject) -> None:
+    """At any moment every policy has run as often as any other, or once more where it stands before it."""
+    sizes = [2**place for place in range(policies)]
+    found = validation(sizes=sizes, repeats=repeats)
+    assert found.planned == policies * repeats
+    for done in range(found.planned):
+        assert len(found.left) == found.planned - done
+        assert found.progress.startswith(f"{done} of {found.planned} run")
+        found = found.with_run(taking_once(data.draw(st.floats(0.1, 9)), found.left[0].policy.gpu_batch_size))
+        counts = [len(runs) for runs in found.by_policy]
+        assert sum(counts) == done + 1
+        assert max(counts) - min(counts) <= 1
+        assert counts == sorted(counts, reverse=True)
+        assert [one.policy.gpu_batch_size for one in found.measurements] == sizes[: len(counts)]
+        for runs, size in zip(found.by_policy, sizes, strict=False):
+            assert {one.policy.gpu_batch_size for one in runs} == {size}
+    assert not found.left
+
+
+def taking_once(seconds: float, size: int) -> Measurement:
+    (one,) = taking(seconds)
+    return dataclasses.replace(one, policy=POLICY.replace(gpu_batch_size=size))
+
+
 def test_the_frame_has_a_row_for_every_run() -> None:
     table = frame(
         [of_throughput(11, 10, prefill={"gpu_compute": 1.0}), of_throughput(12, 10, decode={"disk_read": 1.0})]
@@ -290,9 +367,9 @@ def test_the_frame_has_a_row_for_every_run() -> None:
 # ------------------------------------------------------------------ the file
 
 
-def validation() -> Validation:
-    drawn = tuple(Drawn(origin="drawn", about="", policy=POLICY.replace(gpu_batch_size=size)) for size in (1, 2, 4))
-    return Validation(request={"seed": 3}, hardware=LAPTOP, drawn=drawn)
+def validation(*, sizes: Sequence[int] = (1, 2, 4), repeats: int = 1) -> Validation:
+    drawn = tuple(Drawn(origin="drawn", about="", policy=POLICY.replace(gpu_batch_size=size)) for size in sizes)
+    return Validation(request={"seed": 3}, hardware=LAPTOP, drawn=drawn, repeats=repeats)
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -304,6 +381,44 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert again == found
         assert again.left == found.drawn[len(found.measurements) :]
     assert json.loads((tmp_path / "v.json").read_text())["summary"]["runs"] == 1
+
+
+def test_a_file_has_all_runs_and_one_without_repeats_is_of_one_round(tmp_path: Path) -> None:
+    found = validation(repeats=2)
+    for seconds, size in ((3, 1), (1, 2), (2, 4), (1, 1)):
+        found = found.with_run(taking_once(seconds, size))
+    found.save(tmp_path / "v.json")
+    data = json.loads((tmp_path / "v.json").read_text())
+    assert [one["measured"]["decode_s"] for one in data["measurements"]] == [3, 1, 2, 1]
+    assert data["summary"]["runs"] == 3
+    assert data["summary"]["repeatability"]["worst"] == pytest.approx(1 / 3 - 1)
+    again = Validation.from_file(tmp_path / "v.json")
+    assert again == found
+    assert [one.policy.gpu_batch_size for one in again.left] == [2, 4]
+    # As written before there were repeats.
+    del data["repeats"], data["summary"]["repeatability"], data["measurements"][3]
+    (tmp_path / "v.json").write_text(json.dumps(data))
+    old = Validation.from_file(tmp_path / "v.json")
+    assert (old.repeats, old.left) == (1, ())
+    assert old.measurements == old.runs == found.runs[:3]
+    assert old.summary().repeatability is None
+
+
+def test_too_many_runs_and_too_few_repeats_are_refused(tmp_path: Path) -> None:
+    found = validation(sizes=[1, 2], repeats=2)
+    for size in (1, 2, 1, 2):
+        found = found.with_run(taking_once(1, size))
+    with pytest.raises(InputError, match=r"2 policies to be run 2 times each, but more measurements \(5\)"):
+        found.with_run(taking_once(1, 1))
+    with pytest.raises(InputError, match=r"2 policies, but more measurements \(4\)"):
+        dataclasses.replace(found, repeats=1)
+    with pytest.raises(InputError, match=r"measurements\[2\] is not a run of policies\[0\]"):
+        dataclasses.replace(found, runs=(*found.runs[:2], found.runs[1]))
+    with pytest.raises(InputError, match="repeats is 0: it must be at least 1"):
+        validation(repeats=0)
+    (tmp_path / "v.json").write_text(json.dumps(validation().to_dict() | {"repeats": "twice"}))
+    with pytest.raises(InputError, match="v.json: this is no validation"):
+        Validation.from_file(tmp_path / "v.json")
 
 
 def test_runs_of_other_policies_are_refused(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """What the report and the figure of a validation say is what was measured."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from test_costmodel_figures import texts
 from test_costmodel_validation import LAPTOP, POLICY, cost, of_throughput, run
@@ -21,7 +23,7 @@ from costmodel.validation import Drawn, Validation
 def of(*runs: Measurement, hardware: Hardware = LAPTOP, left: int = 0) -> Validation:
     drawn = [Drawn(origin="drawn", about="", policy=one.policy) for one in runs]
     more = [Drawn(origin="drawn", about="", policy=POLICY.replace(gpu_batch_size=64 + i)) for i in range(left)]
-    return Validation(request={}, hardware=hardware, drawn=(*drawn, *more), measurements=runs)
+    return Validation(request={}, hardware=hardware, drawn=(*drawn, *more), runs=runs)
 
 
 def reading(measured: Estimate) -> Estimate:
@@ -36,6 +38,23 @@ def three() -> Validation:
         cost(throughput=20, decode=disk), reading(cost(throughput=25, decode_s=1.5, decode={"disk_read": 1.7}))
     )
     return of(first, second, of_throughput(10, 10, decode={"gpu_compute": 0.9}))
+
+
+def three_times_two() -> Validation:
+    """Two policies, three times each. Measured: 10, 8, 5 with the middle 8, and 20, 25, 40 with the middle 25."""
+    seconds = {1: (2.0, 2.5, 4.0), 2: (2.0, 1.6, 1.0)}
+    found = Validation(
+        request={},
+        hardware=LAPTOP,
+        drawn=tuple(Drawn(origin="drawn", about="", policy=POLICY.replace(gpu_batch_size=size)) for size in seconds),
+        repeats=3,
+    )
+    for turn in range(3):
+        for size, took in seconds.items():
+            tokens, took_s = (20, took[turn]) if size == 1 else (40, took[turn])
+            measured = cost(prefill_s=took_s / 2, decode_s=took_s / 2, throughput=tokens / took_s)
+            found = found.with_run(run(cost(throughput=10.0 * size), measured, POLICY.replace(gpu_batch_size=size)))
+    return found
 
 
 def test_three_sentences_say_what_happened() -> None:
@@ -99,8 +118,33 @@ def test_the_report_has_every_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["decode", "disk read", "1", "1.3 s", "1.7 s", "1.31", "+400 ms"] in rows
     unwrapped = " ".join(told.split())
     assert "1 run took more than the usable part of a budget, 10.0 % at the most" in unwrapped
-    assert "2 policies still to be run (--resume)" in unwrapped
+    assert "2 runs still to be made (--resume)" in unwrapped
     assert max(map(len, told.splitlines())) <= terminal.WIDTH
+
+
+def test_repeats_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    found = three_times_two()
+    what, how_far, following = validation_report.sentences(found)
+    assert what.startswith("2 policies for opt-125m were predicted, then run 3 times each in 200 MiB of memory")
+    # The middle runs: 10 / 8 and 20 / 25. The others are off theirs by 2/8, −3/8, −5/25 and 15/25.
+    assert how_far.startswith(
+        "Predicted throughput is off by 22.5 % in the median and by 25.0 % at the most (run again, the same policy "
+        "differs by 31.2 % in the median); the largest difference is "
+    )
+    assert how_far.endswith("in the middle runs together.")
+    assert "was the fastest that was measured, 25 token/s" in following
+    terminal.show(*validation_report.report(found, written=["v.json"]))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Errors of 2 runs, the middle one of each policy: predicted / measured − 1" in told
+    assert "(busy seconds of the middle runs)" in told
+    differs = "of the same policies: throughput differs from the middle run's by"
+    assert f"Run again 4 more runs {differs} 31.2 % in the median and by 60.0 % at the most" in told
+    part = dataclasses.replace(found, runs=found.runs[:3])
+    assert "run up to 3 times each" in validation_report.sentences(part)[0]
+    assert "(run again, the same policy differs by 20.0 %)" in validation_report.sentences(part)[1]
+    terminal.show(*validation_report.report(part, written=["v.json"]))
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"Run again 1 more run {differs} 20.0 % Unfinished 3 runs still to be made" in told
 
 
 def test_what_did_not_differ_has_no_sign(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +167,18 @@ def test_markers_are_the_runs() -> None:
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["GPU compute (2)", "disk read (1)"]
+
+
+def test_bars_go_from_the_least_to_the_most() -> None:
+    found = three_times_two()
+    axes = draw_throughput(Figure().subplots(), found)
+    (bars,) = [one for one in axes.collections if isinstance(one, LineCollection)]
+    assert [segment.tolist() for segment in bars.get_segments()] == [[[5, 10], [10, 10]], [[20, 20], [40, 20]]]
+    assert axes.get_xlim()[0] < 5 < 40 < axes.get_xlim()[1]
+    assert axes.get_xlabel() == "measured (token/s; bar: all runs)"
+    once = draw_throughput(Figure().subplots(), three())
+    assert not [one for one in once.collections if isinstance(one, LineCollection)]
+    assert once.get_xlabel() == "measured (token/s)"
 
 
 def test_errors_are_drawn_within_the_axes() -> None:

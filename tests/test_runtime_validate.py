@@ -110,6 +110,47 @@ def test_an_interrupted_validation_goes_on(
     assert Validation.from_file(tmp_path / "v.json") == whole
 
 
+def test_repeats_go_in_rounds_and_are_gone_on_with_in_the_second(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*flags, "--runs", "2", "--repeats", "2"]
+    left = iter([True, True, True, False])
+    with monkeypatch.context() as patch:
+        patch.setattr(TimeLimit, "allows", lambda self, expected_s: next(left))
+        assert main([*flags, "--time-limit", "10min"]) == 75
+    assert "v.json has 3 of 4 runs; --resume goes on with them" in capsys.readouterr().err
+    first = Validation.from_file(tmp_path / "v.json")
+    assert [len(runs) for runs in first.by_policy] == [2, 1]
+    assert main([*flags, "--resume", "--repeats", "3"]) == 2
+    assert "--repeats is 3, but" in capsys.readouterr().err
+    assert main([*flags, "--resume"]) == 0
+    told = capsys.readouterr()
+    assert "has 3 of 4 runs" in told.err
+    assert [line.split("/4 ")[0] for line in told.err.splitlines() if "/4 " in line] == ["4"]
+    assert "Errors of 2 runs, the middle one of each policy" in told.out
+    assert "2 more runs of the same policies" in told.out
+    whole = Validation.from_file(tmp_path / "v.json")
+    assert whole.runs[:3] == first.runs
+    assert [one.policy for one in whole.runs] == [one.policy for one in (*whole.drawn, *whole.drawn)]
+    for runs, one in zip(whole.by_policy, whole.measurements, strict=True):
+        assert one.measured.latency_s == min(run.measured.latency_s for run in runs)
+
+
+def test_a_file_from_before_repeats_is_gone_on_with(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*flags, "--runs", "2"]
+    assert main(flags) == 0
+    data = json.loads((tmp_path / "v.json").read_text())
+    del data["repeats"], data["request"]["repeats"], data["measurements"][1]
+    (tmp_path / "v.json").write_text(json.dumps(data))
+    assert main([*flags, "--resume", "--repeats", "2"]) == 2
+    assert "--repeats is 2, but" in capsys.readouterr().err
+    assert main([*flags, "--resume"]) == 0
+    assert "has 1 of 2 runs" in capsys.readouterr().err
+    assert len(Validation.from_file(tmp_path / "v.json").runs) == 2
+
+
 def killed_once_there(command: list[str], path: Path) -> None:
     """Run a Python program of this source tree, and kill it as soon as there is a file at ``path``."""
     root = Path(__file__).parent.parent
@@ -212,6 +253,7 @@ def test_a_median_error_above_the_limit_fails(flags: list[str], capsys: pytest.C
     [
         (["--fail-above", "0"], "--fail-above is 0: it must be greater than 0"),
         (["--runs", "0"], "--runs is 0: it must be at least 1"),
+        (["--repeats", "0"], "--repeats is 0: it must be at least 1"),
         (["--policy", "auto"], "unknown flag --policy"),
         (["--plot", "figure.txt"], "--plot is figure.txt: the name must end in one of"),
         (["--gen-len", "100"], "model 'tiny' has 64 positions"),

@@ -94,10 +94,11 @@ def _predicted(one: Measurement, hardware: Hardware) -> dict[str, tuple[float, d
 def read(
     paths: Sequence[str | PathLike[str]], *, hardware: str | PathLike[str] | None = None
 ) -> tuple[Hardware, tuple[Measurement, ...]]:
-    """The machine and all runs of validation and measurement files.
+    """The machine and the runs of validation and measurement files.
 
-    A validation carries its machine; for measurements alone ``hardware`` is the file they were planned with. Runs of
-    different machines, or planned with different numbers, are an :class:`InputError`.
+    A policy that a validation ran more than once counts once, by its middle run. A validation carries its machine; for
+    measurements alone ``hardware`` is the file they were planned with. Runs of different machines, or planned with
+    different numbers, are an :class:`InputError`.
     """
     found: list[Measurement] = []
     machines = [] if hardware is None else [(str(hardware), Hardware.from_file(hardware))]

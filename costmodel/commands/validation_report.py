@@ -18,14 +18,15 @@ _FEW_RUNS = 10
 def report(found: Validation, *, written: Sequence[str]) -> list[terminal.Renderable]:
     """Tables, then the sentences; for a validation with at least one run."""
     summary = found.summary()
+    runs = words.counted(summary.runs, "run") + (", the middle one of each policy" if found.repeats > 1 else "")
     return [
-        terminal.heading(f"Errors of {words.counted(summary.runs, 'run')}: predicted / measured − 1"),
+        terminal.heading(f"Errors of {runs}: predicted / measured − 1"),
         _errors({words.quantity_name(name): errors for name, errors in summary.errors.items()}, "quantity"),
         terminal.heading("Throughput by measured bottleneck"),
         _errors(
             {words.resource_name(name): errors["throughput"] for name, errors in summary.regimes.items()}, "busiest"
         ),
-        terminal.heading("What took longer or shorter than predicted (busy seconds of all runs)"),
+        terminal.heading(f"What took longer or shorter than predicted (busy seconds of {_told(found)})"),
         _causes(summary),
         Text(),
         terminal.facts(*_facts(found, written)),
@@ -51,7 +52,8 @@ def _what_ran(found: Validation) -> str:
     streamed = f"; {offloaded} streamed what did not fit from disk" if reading else ""
     policies = words.counted(runs, "policy", "policies")
     were = "was" if runs == 1 else "were"
-    return f"{policies} for {first.model.name} {were} predicted, then run in {sizes}{streamed}."
+    times = f" {'up to ' if found.left else ''}{found.repeats} times each" if found.repeats > 1 else ""
+    return f"{policies} for {first.model.name} {were} predicted, then run{times} in {sizes}{streamed}."
 
 
 def _how_far_off(found: Validation) -> str:
@@ -64,17 +66,21 @@ def _how_far_off(found: Validation) -> str:
         text += f" in the median and by {_size(abs(errors.worst))} at the most"
     if min(signed) > 0 or max(signed) < 0:
         text += f",{' always' if summary.runs > 1 else ''} too {'high' if signed[0] > 0 else 'low'}"
+    if summary.repeatability is not None:
+        text += f" (run again, the same policy differs by {_size(summary.repeatability.median)}"
+        text += " in the median)" if summary.repeatability.runs > 1 else ")"
     worst = summary.causes[0] if summary.causes else None
     if worst is None or abs(worst.gap_s) < 1e-3:
         return f"{text}."
     took = f"{units.format_seconds(abs(worst.gap_s))} {'more' if worst.gap_s > 0 else 'less'} than predicted"
-    return f"{text}; the largest difference is {_cause_name(worst)} in {worst.phase}: {took} in all runs together."
+    text += f"; the largest difference is {_cause_name(worst)} in {worst.phase}"
+    return f"{text}: {took} in {_told(found)} together."
 
 
 def _what_following_costs(found: Validation) -> str:
     ranking = found.summary().ranking
     if ranking is None:
-        return "One run has no ranking: give more --runs to see whether the policy predicted best is the best."
+        return "One policy has no ranking: give more --runs to see whether the policy predicted best is the best."
     followed = found.measurements[ranking.best_predicted].measured.throughput_tok_per_s
     best = found.measurements[ranking.best_measured].measured.throughput_tok_per_s
     order = f"(Kendall's tau {ranking.tau:z.2f}, where 1 is the same order)"
@@ -112,20 +118,31 @@ def _causes(summary: Summary) -> terminal.Renderable:
 def _facts(found: Validation, written: Sequence[str]) -> list[terminal.Row]:
     summary = found.summary()
     rows: list[terminal.Row] = []
+    if summary.repeatability is not None:
+        rows.append(("Run again", _repeatability(summary.repeatability)))
     if summary.over_budget:
         many = words.counted(summary.over_budget, "run")
         rows.append(("Memory", f"{many} took more than the usable part of a budget, {_over(found)} at the most"))
     if found.left:
-        rows.append(
-            ("Unfinished", f"{words.counted(len(found.left), 'policy', 'policies')} still to be run (--resume)")
-        )
+        rows.append(("Unfinished", f"{words.counted(len(found.left), 'run')} still to be made (--resume)"))
     return [*rows, ("Measured", measured_on(found)), ("Wrote", ", ".join(written))]
+
+
+def _repeatability(again: Errors) -> str:
+    more = words.counted(again.runs, "more run")
+    text = f"{more} of the same policies: throughput differs from the middle run's by {_size(again.median)}"
+    return f"{text} in the median and by {_size(abs(again.worst))} at the most" if again.runs > 1 else text
 
 
 def measured_on(found: Validation) -> str:
     """Type, processor, commit and date of the runs."""
     first = found.measurements[0]
     return f"{first.dtype} on {first.origin['cpu']['name']}, commit {first.origin['commit']}, {first.origin['date']}"
+
+
+def _told(found: Validation) -> str:
+    """The runs that statistics are of."""
+    return "all runs" if found.repeats == 1 else "the middle runs"
 
 
 def _over(found: Validation) -> str:

@@ -1,4 +1,4 @@
-"""Predicted against measured: one marker a run, coloured by its bottleneck, and a band of ±10 %."""
+"""Predicted against measured: one marker a policy, coloured by its bottleneck, and a band of ±10 %."""
 
 import math
 
@@ -63,16 +63,21 @@ def agreement_figure(table: pd.DataFrame) -> Figure:
 def draw_agreement(axes: Axes, table: pd.DataFrame, *, counts: bool = False) -> Axes:
     """``predicted`` over ``measured`` of one quantity by ``regime``, on equal logarithmic axes.
 
-    ``counts`` adds the number of runs to each label of the legend. A run that has nothing of it is left out.
+    ``counts`` adds the number of runs to each label of the legend. A run that has nothing of it is left out. A bar
+    goes from the ``least`` to the ``most`` that was measured, where a policy ran more than once.
     """
     table = _drawable(table)
     unit, scale = _unit(table)
-    measured, predicted = table["measured"] / scale, table["predicted"] / scale
-    low, high = min(measured.min(), predicted.min()) / 1.3, max(measured.max(), predicted.max()) * 1.3
+    seen = table[["measured", "predicted", "least", "most"]] / scale
+    measured, predicted = seen["measured"], seen["predicted"]
+    low, high = float(seen[seen > 0].min().min()) / 1.3, float(seen.max().max()) * 1.3
     axes.fill_between(
         [low, high], [low * (1 - CLOSE), high * (1 - CLOSE)], [low * (1 + CLOSE), high * (1 + CLOSE)], color="#EFEFEF"
     )
     axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle=DASHES)
+    ran_again = bool((seen["least"] < seen["most"]).any())
+    if ran_again:
+        axes.hlines(predicted, seen["least"].clip(lower=low), seen["most"], color=GREY, linewidth=1.2)
     for resource, (colour, marker) in REGIMES.items():
         those = table["regime"] == resource
         if those.any():
@@ -96,7 +101,7 @@ def draw_agreement(axes: Axes, table: pd.DataFrame, *, counts: bool = False) -> 
         axis.set_major_locator(_few_ticks(high / low))
         axis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value)))
         axis.set_minor_locator(NullLocator())
-    axes.set_xlabel(f"measured ({unit})", fontsize=NORMAL)
+    axes.set_xlabel(f"measured ({unit}{'; bar: all runs' if ran_again else ''})", fontsize=NORMAL)
     axes.set_ylabel(f"predicted ({unit})", fontsize=NORMAL)
     axes.tick_params(labelsize=SMALL)
     plain_frame(axes)

@@ -48,7 +48,10 @@ def validation_figure(found: Validation) -> Figure:
 
 
 def draw_throughput(axes: Axes, found: Validation) -> Axes:
-    """One marker a run, coloured by the measured bottleneck, on equal logarithmic axes; the band is ±10 %."""
+    """One marker a policy, coloured by the measured bottleneck, on equal logarithmic axes; the band is ±10 %.
+
+    Where policies ran more than once, a bar goes from the least to the most that was measured.
+    """
     table = pairs_table(found)
     draw_agreement(axes, table[table["quantity"] == "throughput"], counts=True)
     axes.legend(loc="best", title="busiest, as measured", title_fontsize=SMALL, **{**LEGEND, "handlelength": 0.8})
@@ -57,7 +60,7 @@ def draw_throughput(axes: Axes, found: Validation) -> Axes:
 
 
 def draw_errors(axes: Axes, found: Validation) -> Axes:
-    """One row a quantity, one marker a run: how much too high (right) or too low the prediction was."""
+    """One row a quantity, one marker a policy: how much too high (right) or too low the prediction was."""
     table = frame(found.measurements)
     shown = [name for name in QUANTITIES if table[_column(name)].notna().any()]
     axes.axvspan(-CLOSE * 100, CLOSE * 100, color="#EFEFEF", zorder=0)

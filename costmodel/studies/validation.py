@@ -17,6 +17,7 @@ ALL = "all runs"
 def pairs_table(found: Validation) -> pd.DataFrame:
     """One row a run and quantity: predicted and measured (token/s, seconds or bytes), ``error``, and the run's regime.
 
+    Of a policy that ran more than once it is the middle run; ``least`` and ``most`` were measured over all of them.
     Quantities that a run lacks (a phase without work, an unused tier) have no row.
     """
     return pd.DataFrame(
@@ -26,9 +27,11 @@ def pairs_table(found: Validation) -> pd.DataFrame:
             "quantity": name,
             "predicted": value_of(one.predicted, name),
             "measured": value_of(one.measured, name),
+            "least": min(value_of(other.measured, name) for other in runs),
+            "most": max(value_of(other.measured, name) for other in runs),
             "error": error,
         }
-        for number, one in enumerate(found.measurements)
+        for number, (one, runs) in enumerate(zip(found.measurements, found.by_policy, strict=True))
         for name, error in errors_of(one).items()
     )
 
@@ -119,14 +122,15 @@ def ranking_table(found: Validation) -> pd.DataFrame:
 def files_table(paths: Iterable[Path]) -> pd.DataFrame:
     """One row a validation file: how far off throughput and peak memory are, and what following the model costs.
 
-    ``peak_memory_median`` is over all tiers, errors are sizes except ``throughput_worst``.
+    ``peak_memory_median`` is over all tiers, errors are sizes except ``throughput_worst``. ``repeatability`` is how far
+    further runs of the same policies were from their middle run, in the median; NaN where each ran once.
     """
     rows = []
     for path in paths:
         found = Validation.from_file(path)
         summary, pairs = found.summary(), pairs_table(found)
         peaks = pairs.loc[pairs["quantity"].str.startswith("peak"), "error"].abs()
-        throughput = summary.errors["throughput"]
+        throughput, again = summary.errors["throughput"], summary.repeatability
         rows.append(
             {
                 "file": path.name,
@@ -135,6 +139,7 @@ def files_table(paths: Iterable[Path]) -> pd.DataFrame:
                 "throughput_median": throughput.median,
                 "throughput_p90": throughput.p90,
                 "throughput_worst": throughput.worst,
+                "repeatability": float("nan") if again is None else again.median,
                 "peak_memory_median": peaks.median(),
                 "peak_memory_p90": peaks.quantile(0.9),
                 "kendall_tau": float("nan") if summary.ranking is None else summary.ranking.tau,

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -11,15 +12,16 @@ from costmodel.errors import InputError
 from costmodel.hardware import Hardware
 from costmodel.measurement import Measurement
 from costmodel.validation.draw import Drawn, Space, draw
-from costmodel.validation.statistics import Cause, Errors, Ranking, Summary, frame, summary
+from costmodel.validation.statistics import Cause, Errors, Ranking, Summary, errors_of_repeats, frame, middle, summary
 
 SCHEMA = "tierwise.validation/1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """A validation at any moment: ``drawn`` is what is to be run, ``measurements`` the runs so far, in that order.
+    """A validation at any moment: ``drawn`` is what is to be run, ``repeats`` times each, ``runs`` what was run so far.
 
+    Runs are made in rounds: all policies once in the order of ``drawn``, then all again.
     ``request`` holds the flags that decide what is drawn and run; ``hardware`` is the machine as planned
     with, budgets included.
     """
@@ -27,37 +29,63 @@ class Validation:
     request: Mapping[str, Any]
     hardware: Hardware
     drawn: tuple[Drawn, ...]
-    measurements: tuple[Measurement, ...] = ()
+    repeats: int = 1
+    runs: tuple[Measurement, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.measurements) > len(self.drawn):
+        if self.repeats < 1:
+            raise InputError(f"repeats is {self.repeats}: it must be at least 1")
+        if len(self.runs) > self.planned:
             policies = words.counted(len(self.drawn), "policy", "policies")
-            raise InputError(f"there are {policies}, but more measurements ({len(self.measurements)})")
-        for place, (drawn, found) in enumerate(zip(self.drawn, self.measurements, strict=False)):
+            times = f" to be run {self.repeats} times each" if self.repeats > 1 else ""
+            raise InputError(f"there are {policies}{times}, but more measurements ({len(self.runs)})")
+        for place, (drawn, found) in enumerate(zip(self.drawn * self.repeats, self.runs, strict=False)):
             if drawn.policy != found.policy:
-                raise InputError(f"measurements[{place}] is not a run of policies[{place}]")
+                raise InputError(f"measurements[{place}] is not a run of policies[{place % len(self.drawn)}]")
+
+    @property
+    def planned(self) -> int:
+        """How many runs there are to be in all."""
+        return len(self.drawn) * self.repeats
 
     @property
     def left(self) -> tuple[Drawn, ...]:
-        """What is still to be run."""
-        return self.drawn[len(self.measurements) :]
+        """The policies of the runs that are still to be made, in their order."""
+        return (self.drawn * self.repeats)[len(self.runs) :]
+
+    @property
+    def progress(self) -> str:
+        """``"3 of 12 runs"``."""
+        return f"{len(self.runs):,} of {words.counted(self.planned, 'run')}"
+
+    @cached_property
+    def by_policy(self) -> tuple[tuple[Measurement, ...], ...]:
+        """All runs of every policy that has run, in the order of ``drawn``."""
+        count = len(self.drawn)
+        return tuple(self.runs[place::count] for place in range(min(count, len(self.runs))))
+
+    @cached_property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """What is reported: the middle run of every policy that has run, in the order of ``drawn``."""
+        return tuple(middle(runs) for runs in self.by_policy)
 
     def with_run(self, found: Measurement) -> "Validation":
         """A copy with one more run."""
-        return dataclasses.replace(self, measurements=(*self.measurements, found))
+        return dataclasses.replace(self, runs=(*self.runs, found))
 
     def summary(self) -> Summary:
         """What the runs so far say; at least one is needed."""
-        return summary(self.measurements)
+        return summary(self.measurements, repeatability=errors_of_repeats(self.by_policy))
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form."""
         return {
             "schema": SCHEMA,
             "request": dict(self.request),
-            "summary": self.summary().to_dict() if self.measurements else None,
+            "summary": self.summary().to_dict() if self.runs else None,
+            "repeats": self.repeats,
             "policies": [records.to_dict(one) for one in self.drawn],
-            "measurements": [one.to_dict() for one in self.measurements],
+            "measurements": [one.to_dict() for one in self.runs],
             "hardware": self.hardware.to_dict(),
         }
 
@@ -67,7 +95,7 @@ class Validation:
 
     @classmethod
     def from_file(cls, path: str | PathLike[str]) -> "Validation":
-        """Read a validation file, finished or not."""
+        """Read a validation file, finished or not; one without ``repeats`` has 1."""
         data = records.check_schema(records.read_json(path), SCHEMA, where=str(path))
         try:
             return cls(
@@ -77,7 +105,8 @@ class Validation:
                     records.from_dict(Drawn, one, where=f"{path}: policies[{place}]")
                     for place, one in enumerate(data["policies"])
                 ),
-                measurements=tuple(
+                repeats=data.get("repeats", 1),
+                runs=tuple(
                     Measurement.from_dict(one, where=f"{path}: measurements[{place}]")
                     for place, one in enumerate(data["measurements"])
                 ),

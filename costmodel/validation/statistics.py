@@ -1,6 +1,7 @@
 """How far predictions are from measurements: errors by quantity and regime, their causes, and the ranking.
 
-An error is relative, predicted / measured − 1. The regime of a run is its measured bottleneck.
+An error is relative, predicted / measured − 1. The regime of a run is its measured bottleneck. Of a policy that ran
+more than once, the middle run stands for it, whole, so that its phases, busy seconds and peaks belong together.
 """
 
 import dataclasses
@@ -95,7 +96,10 @@ class Ranking:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What measurements say of the cost model. ``over_budget`` runs took more memory than they were given."""
+    """What measurements say of the cost model, and ``repeatability`` of the machine (``None`` without a second run).
+
+    ``over_budget`` runs took more memory than they were given.
+    """
 
     runs: int
     errors: dict[str, Errors]
@@ -103,14 +107,15 @@ class Summary:
     causes: tuple[Cause, ...]
     ranking: Ranking | None
     over_budget: int
+    repeatability: Errors | None
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form."""
         return dataclasses.asdict(self)
 
 
-def summary(measurements: Sequence[Measurement]) -> Summary:
-    """Summarise at least one run."""
+def summary(measurements: Sequence[Measurement], *, repeatability: Errors | None = None) -> Summary:
+    """Summarise at least one run, one a policy; ``repeatability`` is of :func:`errors_of_repeats`."""
     regimes: dict[str, list[Measurement]] = {}
     for one in measurements:
         regimes.setdefault(regime(one.measured), []).append(one)
@@ -121,6 +126,7 @@ def summary(measurements: Sequence[Measurement]) -> Summary:
         causes=causes(measurements),
         ranking=ranking(measurements),
         over_budget=sum(bool(one.measured.violations) for one in measurements),
+        repeatability=repeatability,
     )
 
 
@@ -142,6 +148,30 @@ def frame(measurements: Sequence[Measurement]) -> "pd.DataFrame":
 def regime(measured: Estimate) -> str:
     """The resource that was busy for longest over both phases."""
     return max(RESOURCES, key=lambda name: sum(measured.busy_s[phase][name] for phase in PHASES))
+
+
+# ------------------------------------------------------------------ repeats
+
+
+def middle(runs: Sequence[Measurement]) -> Measurement:
+    """The run of median measured latency; of an even number the faster of the two in the middle."""
+    return _middle_and_others(runs)[0]
+
+
+def errors_of_repeats(by_policy: Sequence[Sequence[Measurement]]) -> Errors | None:
+    """Throughput of all other runs relative to that of their policy's middle run, minus 1; ``None`` without any."""
+    errors = [
+        _relative(one.measured.throughput_tok_per_s, typical.measured.throughput_tok_per_s)
+        for typical, others in map(_middle_and_others, by_policy)
+        for one in others
+    ]
+    return Errors.of(errors) if errors else None
+
+
+def _middle_and_others(runs: Sequence[Measurement]) -> tuple[Measurement, list[Measurement]]:
+    others = sorted(runs, key=lambda one: one.measured.latency_s)
+    typical = others.pop((len(others) - 1) // 2)
+    return typical, others
 
 
 # ------------------------------------------------------------------ errors
