@@ -37,8 +37,8 @@ class MemoryCopies:
     title = "copies between memory tiers"
     weight = 10.0
 
-    def __init__(self, device: torch.device, effort: Effort, threads: int) -> None:
-        self.device, self.effort, self.threads = device, effort, threads
+    def __init__(self, device: torch.device, effort: Effort) -> None:
+        self.device, self.effort = device, effort
 
     def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
         """One curve over sizes for each direction and kind of memory."""
@@ -48,7 +48,7 @@ class MemoryCopies:
         far = {"pinned" if cuda else "host": filled(tiers.host_buffer(total, pinned=cuda))}
         if cuda:
             far["pageable"] = filled(tiers.host_buffer(total))
-        with Copier(self.device, threads=self.threads) as copier:
+        with Copier(self.device) as copier:
             tasks: list[Task] = []
             for memory, host in far.items():
                 sizes = self.effort.copy_bytes if memory != "pageable" else self.effort.copy_bytes[-1:]

@@ -24,7 +24,7 @@ _ROWS = {"cpu": 64, "cuda": 2048}
 
 @contextmanager
 def pairs(
-    device: torch.device, effort: Effort, offload: Offload, disk: dict[str, int], copy_threads: int
+    device: torch.device, effort: Effort, offload: Offload, disk: dict[str, int]
 ) -> Iterator[Sequence[tuple[Work, Work]]]:
     """Compute bound by arithmetic and by memory, beside each link; and the links beside each other."""
     many, one = _products(device, effort)
@@ -32,7 +32,7 @@ def pairs(
     with (
         DiskPool(threads=disk["threads"], chunk_bytes=disk["chunk_bytes"]) as pool,
         DiskPool(threads=disk["threads"], chunk_bytes=disk["chunk_bytes"]) as write_pool,
-        Copier(device, threads=copy_threads) as copier,
+        Copier(device) as copier,
     ):
         nbytes = min(_TRANSFER_BYTES, offload.nbytes // 2)
         into, out_of = (filled(tiers.host_buffer(nbytes, pinned=cuda)) for _ in range(2))

@@ -128,9 +128,8 @@ def _probes(
 ) -> Sequence[Probe]:
     cuda = device.type == "cuda"
     rows = compute.rows_up_to(effort.most_rows_gpu if cuda else effort.most_rows_cpu, between=effort.in_detail)
-    threads = 1 if cuda else environment.usable_cores()
     probes: list[Probe] = [
-        links.MemoryCopies(device, effort, threads),
+        links.MemoryCopies(device, effort),
         reads,
         writes,
         compute.Products(device, effort, dtype, rows, weight=22.0),
@@ -159,6 +158,6 @@ def _probes(
             lambda: {"disk_threads": reads.threads, "chunk_bytes": reads.chunk_bytes},
             weight=14.0,
         ),
-        Overlap(lambda: pairs(device, effort, offload, reads.settings(), threads), weight=10.0),
+        Overlap(lambda: pairs(device, effort, offload, reads.settings()), weight=10.0),
     ]
     return probes

@@ -8,7 +8,7 @@ import torch
 from costmodel import units
 from costmodel.hardware import Hardware
 from costmodel.policy import TIERS, Policy
-from runtime import compiled_kernels, environment
+from runtime import compiled_kernels
 from runtime.execute import BlockRun
 from runtime.image import Image
 from runtime.memory_watch import MemoryWatch
@@ -51,7 +51,6 @@ class Loaded:
             device,
             timeline=timeline,
             overlap=policy.overlap,
-            copy_threads=1 if device.type == "cuda" else environment.usable_cores(),
             **disk_settings(hardware),
         )
         try:

@@ -53,11 +53,10 @@ class Movers:
         overlap: bool = True,
         disk_threads: int = DEFAULT_THREADS,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
-        copy_threads: int = 1,
     ) -> None:
         self.device, self.overlap, self.timeline = device, overlap, timeline
         self.disk = DiskPool(threads=disk_threads, chunk_bytes=chunk_bytes, observer=timeline.add)
-        self.copier = Copier(device, threads=copy_threads, observer=timeline.add)
+        self.copier = Copier(device, observer=timeline.add)
         self._loads = ThreadPoolExecutor(RELAY_THREADS, thread_name_prefix="tierwise-load")
         self._stores = ThreadPoolExecutor(RELAY_THREADS, thread_name_prefix="tierwise-store")
         self._files: list[DiskFile] = []

@@ -1,54 +1,40 @@
 """Copies between host memory and the first tier, beside the computation.
 
-On CUDA each direction has a stream of its own and nothing waits but streams. On a machine whose first tier
-is host memory the copies are made by threads that hold no interpreter lock, so that they overlap as well.
+On CUDA each direction has a stream of its own and nothing waits but streams. On a machine whose first tier is host
+memory the processor that computes is the one that copies: it does so at once, with all its cores. Threads that copy
+beside the computation take the cores from it in turns of milliseconds, and both are slower than one after the other.
 """
 
 import contextlib
-import itertools
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-import numpy as np
 import torch
 
 from costmodel.formulations.base import Resource
 from runtime.disk import Observer
-from runtime.pending import Arrived, OnStream, OnThreads, Pending
-
-PART_BYTES = 4 * 2**20
-"""A copy in host memory is shared between threads in parts of at least this size."""
-
-_Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
-
-_SAME_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from runtime.pending import Arrived, OnStream, Pending
 
 
 class Copier:
     """Copies tensors between the two memory tiers of one device.
 
-    ``threads`` is the number of threads that copy where both tiers are host memory; on CUDA the copy
-    engines do it. ``observer`` is told of every copy; on CUDA when :meth:`report` is called. Use as a
-    context manager, or call :meth:`close`.
+    ``observer`` is told of every copy; on CUDA when :meth:`report` is called. Use as a context manager, or call
+    :meth:`close`.
     """
 
-    def __init__(self, device: torch.device, *, threads: int = 1, observer: Observer | None = None) -> None:
+    def __init__(self, device: torch.device, *, observer: Observer | None = None) -> None:
         self.device, self._observer = device, observer
         self._timed: list[tuple[Resource, str, torch.cuda.Event, torch.cuda.Event, int]] = []
         self._zero: tuple[float, torch.cuda.Event] | None = None
         self._up = self._down = None
-        self._threads = max(1, threads)
-        self._pool: ThreadPoolExecutor | None = None
         if device.type == "cuda":
             self._up, self._down = stream_of(device), stream_of(device)
             if observer is not None:  # events know no clock: tie one to ours now, so that the loop need not stop for it
                 torch.cuda.synchronize(device)
                 self._zero = (time.perf_counter(), recorded(torch.cuda.current_stream(device), timed=True))
                 self._zero[1].synchronize()
-        else:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tierwise-copy")
 
     def mark(self) -> Pending:
         """Everything launched so far on the current stream; a copy made ``after`` it waits for that alone."""
@@ -79,7 +65,7 @@ class Copier:
             )
         stream = self._up if target.is_cuda else self._down
         if stream is None:
-            return self._on_threads(target, source, tuple(after), link, name)
+            return self._at_once(target, source, after, link, name)
         for pending in after:
             if isinstance(pending, OnStream):
                 stream.wait_event(pending.event)
@@ -124,34 +110,22 @@ class Copier:
             first, last = (base + zero.elapsed_time(event) / 1e3 for event in (start, stop))
             self._observer(link, name, first, last, nbytes)
 
-    def _on_threads(
-        self, target: torch.Tensor, source: torch.Tensor, after: tuple[Pending, ...], link: Resource, name: str
+    def _at_once(
+        self, target: torch.Tensor, source: torch.Tensor, after: Iterable[Pending], link: Resource, name: str
     ) -> Pending:
-        assert self._pool is not None
         for pending in after:
-            pending.synchronize()  # computation on the CPU is synchronous: only disk reads can be pending
-        into, out_of = _as_array(target), _as_array(source)
-        if not (into.flags.c_contiguous and out_of.flags.c_contiguous):
-            return OnThreads([self._pool.submit(self._copied, into, out_of, link, name)])
-        into, out_of = into.reshape(-1), out_of.reshape(-1)
-        parts = max(1, min(self._threads, target.nbytes // PART_BYTES))
-        edges = [len(into) * part // parts for part in range(parts + 1)]
-        pieces = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
-        return OnThreads([self._pool.submit(self._copied, into[piece], out_of[piece], link, name) for piece in pieces])
-
-    def _copied(self, into: _Array, out_of: _Array, link: Resource, name: str) -> None:
+            pending.synchronize()
         began = time.perf_counter()
-        np.copyto(into, out_of)
+        target.copy_(source)
         if self._observer is not None:
-            self._observer(link, name, began, time.perf_counter(), into.nbytes)
+            self._observer(link, name, began, time.perf_counter(), target.nbytes)
+        return Arrived()
 
     def close(self) -> None:
-        """Finish what was started and end the threads."""
+        """Finish what was started."""
         for stream in (self._up, self._down):
             if stream is not None:  # host memory is unmapped by its owner soon after
                 stream.synchronize()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
 
     def __enter__(self) -> "Copier":
         return self
@@ -172,9 +146,3 @@ def recorded(stream: torch.cuda.Stream, *, timed: bool = False) -> torch.cuda.Ev
     event = torch.cuda.Event(enable_timing=timed)  # type: ignore[no-untyped-call]
     event.record(stream)
     return event
-
-
-def _as_array(tensor: torch.Tensor) -> _Array:
-    """The tensor's memory as a numpy array of values of the same width (numpy knows no bfloat16)."""
-    array: _Array = tensor.view(_SAME_WIDTH[tensor.dtype.itemsize]).numpy()
-    return array

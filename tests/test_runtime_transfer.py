@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from costmodel.errors import InputError
 from runtime import tiers
 from runtime.pending import OnThreads, Pending, drain
-from runtime.transfer import PART_BYTES, Copier
+from runtime.transfer import Copier
 
 CPU = torch.device("cpu")
 DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.int64]
@@ -119,18 +119,9 @@ def test_copies_are_exact(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     assert torch.equal(target, source)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_large_copies_are_shared_between_threads(threads: int) -> None:
-    source = torch.arange(3 * PART_BYTES // 8 + 5)
-    target = torch.zeros_like(source)
-    with Copier(CPU, threads=threads) as copier:
-        copier.copy(target, source).wait()
-    assert torch.equal(target, source)
-
-
 def test_strided_copies_touch_only_their_part() -> None:
     cache, new = torch.zeros(2, 3, 8, 4, dtype=torch.bfloat16), torch.randn(2, 3, 1, 4).to(torch.bfloat16)
-    with Copier(CPU, threads=2) as copier:
+    with Copier(CPU) as copier:
         copier.copy(cache[:, :, 5:6], new).wait()
     assert torch.equal(cache[:, :, 5:6], new)
     assert cache.count_nonzero() == new.count_nonzero()
@@ -186,13 +177,18 @@ def test_what_is_under_way_is_waited_for_to_the_end_before_an_error_is_raised() 
         assert (arrived, first, second) == (["late"], {}, {})
 
 
-def test_close_ends_the_threads() -> None:
-    before = threading.active_count()
-    copier = Copier(CPU, threads=3)
-    pending = copier.copy(torch.zeros(PART_BYTES), torch.ones(PART_BYTES))
-    copier.close()
-    assert pending.done()
-    assert threading.active_count() == before
+def test_copies_in_host_memory_are_made_at_once_and_timed() -> None:
+    seen = []
+    source, target = torch.arange(10), torch.zeros(10, dtype=torch.int64)
+    threads = threading.active_count()
+    with Copier(CPU, observer=lambda *what: seen.append(what)) as copier:
+        pending = copier.copy(target, source, link="gpu_to_cpu", name="hidden 0")
+        assert torch.equal(target, source)
+        assert pending.done()
+    assert threading.active_count() == threads
+    ((link, name, began, ended, nbytes),) = seen
+    assert (link, name, nbytes) == ("gpu_to_cpu", "hidden 0", 80)
+    assert began <= ended
 
 
 @pytest.mark.gpu

@@ -59,9 +59,8 @@ def _stage(
     """One stage with its ``share`` of the weight loads.
 
     A batch waits for its CPU attention, so the processors take turns on one track; every link has a
-    track of its own. Where both memory tiers are host memory, the processor's cores copy between them, on its track
-    too (two cores, measured: products and copies beside each other take 1.1 times the sum of both alone; products
-    and disk reads half of it). Without overlap all of it is one track.
+    track of its own. Where both memory tiers are host memory, the processor copies between them itself, on its track
+    too. Without overlap all of it is one track.
     """
     engine, overlap = case.hardware.engine, case.switches.overlap
     moved = {r: seconds[r] + loads[r] * share if r in loads else seconds[r] for r in RESOURCES}
