@@ -136,7 +136,7 @@ def _probes(
         compute.MemoryBound(device, effort),
         layers.PrefillAttention(device, effort, weight=7.0),
         layers.DecodeAttention(device, effort, weight=7.0),
-        layers.Quantization(device, effort, weight=7.0),
+        layers.Quantization(device, effort, weight=11.0),
         layers.CarriedAttention(device, effort, weight=3.0),
         layers.WholeLayer(device, effort, weight=2.0),
         engine.EngineLayers(device, effort, offload.directory, weight=5.0),

@@ -30,6 +30,9 @@ PREFILL_ROWS = {"cpu": 1024, "cuda": 8192}
 """Tokens of whole prompts that a layer computes at a time in prefill: enough for the full rate of its products,
 few enough that its working memory is small beside what it works for."""
 
+TRIM_EVERY = 4
+"""Layers of prefill after which freed memory is given back: taking its pages again costs up to 5 % of one layer."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
@@ -230,7 +233,7 @@ class BlockRun:
             if is_last:
                 attended, some = attended[:, :, -1:], some[:, -1:]
             some.copy_(layers.finish_layer(some, attended, weights, shape))
-        if hidden.device.type == "cpu":
+        if hidden.device.type == "cpu" and (is_last or place.layer % TRIM_EVERY == 0):
             trim_heap()  # else what is freed in pieces adds up from layer to layer, and stays through decode
         return hidden[:, -1:].contiguous() if is_last else hidden
 
