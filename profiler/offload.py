@@ -81,8 +81,10 @@ class Offload:
 
     @property
     def origin(self) -> str:
-        """What reads were timed on."""
-        return "the measurement file" if self.read_from is self.file else str(self.read_from.path)
+        """What reads were timed on; files of results are passed on, so no folder of this machine is named."""
+        if self.read_from is self.file:
+            return "the measurement file"
+        return f"{self.read_from.path.parent.name}/{self.read_from.path.name}"
 
     @property
     def method(self) -> str:

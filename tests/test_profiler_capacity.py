@@ -156,7 +156,7 @@ def test_reads_are_timed_on_what_the_runtime_reads(tmp_path: Path) -> None:
         image.write_bytes(b"")
         os.truncate(image, nbytes)
     with offload.measurement_file(tmp_path, 2**26) as opened:
-        assert opened.origin == str(tmp_path / "models" / "long" / "image.bin")
+        assert opened.origin == "long/image.bin"
         assert opened.read_bytes == 2**26 + 2**20
     shutil.rmtree(tmp_path / "models" / "long")
     with offload.measurement_file(tmp_path, 2**26) as opened:
