@@ -110,8 +110,11 @@ def _fixed(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("gpu_batch_size", "num_gpu_batches"):
         if getattr(args, name) is not None:
             fixed[name] = getattr(args, name)
-    decided = [name for name, value in fixed.items() if value]
     if args.policy != engine_flags.AUTO:
+        decided = [
+            *fixed["switches"],
+            *("percent" if name == "splits" else name for name in fixed if name != "switches"),
+        ]
         if decided:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in decided)
             raise InputError(f"--policy is {args.policy}: it decides everything, so {flags} cannot take effect")
