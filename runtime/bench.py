@@ -104,21 +104,19 @@ def _run(args: argparse.Namespace) -> int:
 
 def _fixed(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the search that the flags decide."""
-    fixed: dict[str, Any] = {"switches": arguments.switches(args)}
+    switches = arguments.switches(args)
+    if args.policy != engine_flags.AUTO:
+        given = [name for name in ("percent", "gpu_batch_size", "num_gpu_batches") if getattr(args, name) is not None]
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in (*switches, *given))
+        if flags:
+            raise InputError(f"--policy is {args.policy}: it decides everything, so {flags} cannot take effect")
+        return {}
+    fixed: dict[str, Any] = {"switches": switches}
     if args.percent is not None:
         fixed["splits"] = splits_from_percent(tuple(args.percent))
     for name in ("gpu_batch_size", "num_gpu_batches"):
         if getattr(args, name) is not None:
             fixed[name] = getattr(args, name)
-    if args.policy != engine_flags.AUTO:
-        decided = [
-            *fixed["switches"],
-            *("percent" if name == "splits" else name for name in fixed if name != "switches"),
-        ]
-        if decided:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in decided)
-            raise InputError(f"--policy is {args.policy}: it decides everything, so {flags} cannot take effect")
-        return {}
     return fixed
 
 
