@@ -1,6 +1,7 @@
 """Rows of an embedding table that lies on three tiers, gathered without loading the table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,8 +11,11 @@ from runtime.disk import DiskFile
 from runtime.movers import Movers
 from runtime.tiers import ALIGNMENT, host_buffer, round_up
 
-READ_BYTES = 16 * 2**20
-"""Rows on disk are read in runs of at most this many bytes, through a buffer that lasts for one call."""
+BUFFER_BYTES = 2 * 2**20
+"""Rows on disk are read through a buffer of this size, which lasts for one call."""
+
+RUN_BYTES = 256 * 2**10
+"""The most that one read fetches: several are in flight, whichever rows are wanted."""
 
 
 class Table:
@@ -52,27 +56,73 @@ class Table:
         return rows.view(*indices.shape, self._width)
 
     def _from_disk(self, wanted: Tensor) -> Tensor:
-        """Rows of a file, each read once."""
+        """Rows of the file, in the order that is wanted; every page that holds one of them is read, and no other."""
         unique, inverse = torch.unique(wanted, return_inverse=True)
         found = torch.empty((len(unique), self._width), dtype=self._dtype)
-        buffer = host_buffer(READ_BYTES + 2 * ALIGNMENT + round_up(self._row_bytes))
-        for start, stop in _runs(unique.tolist(), READ_BYTES // self._row_bytes):
-            first, last = int(unique[start]), int(unique[stop - 1]) + 1
-            begin = first * self._row_bytes // ALIGNMENT * ALIGNMENT
-            end = round_up(last * self._row_bytes)
-            self._movers.disk.read(
-                self._file, self._file_offset + begin, buffer[: end - begin], name="embedding rows"
-            ).synchronize()
-            skip = first * self._row_bytes - begin
-            rows = buffer[skip : skip + (last - first) * self._row_bytes].view(self._dtype).view(-1, self._width)
-            found[start:stop] = rows[unique[start:stop] - first]
+        rooms = round_up(self._row_bytes) + ALIGNMENT  # a row may begin in one page and end in another
+        buffer = host_buffer(max(BUFFER_BYTES, rooms))
+        for fill in _fills(_runs(unique, self._row_bytes), buffer.nbytes):
+            reading, start = [], 0
+            for run in fill:
+                into = buffer[start : start + run.pages_bytes]
+                reading.append(
+                    self._movers.disk.read(self._file, self._file_offset + run.offset, into, name="embedding rows")
+                )
+                start += run.pages_bytes
+            start = 0
+            for run, read in zip(fill, reading, strict=True):
+                read.synchronize()
+                skip = start + run.first_row * self._row_bytes - run.offset
+                read_rows = buffer[skip : skip + run.num_rows * self._row_bytes].view(self._dtype)
+                some = slice(run.start, run.stop)
+                found[some] = read_rows.view(-1, self._width)[unique[some] - run.first_row]
+                start += run.pages_bytes
         return found[inverse]
 
 
-def _runs(rows: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """Cut sorted rows into runs that span at most ``most`` rows; as (start, stop) of the list."""
+@dataclass(frozen=True)
+class _Run:
+    """Wanted rows ``start`` to ``stop`` of a sorted list, which lie in neighbouring pages.
+
+    They are among ``num_rows`` rows of the table from ``first_row`` on; ``pages_bytes`` from ``offset`` on hold them.
+    """
+
+    start: int
+    stop: int
+    first_row: int
+    num_rows: int
+    offset: int
+    pages_bytes: int
+
+
+def _runs(rows: Tensor, row_bytes: int) -> Iterator[_Run]:
+    """Cut sorted rows where the pages of the next one do not follow those of the last, or a read would be too long."""
+    begins = rows * row_bytes // ALIGNMENT * ALIGNMENT
+    ends = -(-(rows + 1) * row_bytes // ALIGNMENT) * ALIGNMENT
+    follows = (begins[1:] <= ends[:-1]).tolist()
+    numbers, offsets, stops = rows.tolist(), begins.tolist(), ends.tolist()
     start = 0
-    for position in range(1, len(rows) + 1):
-        if position == len(rows) or rows[position] - rows[start] >= max(1, most):
-            yield start, position
-            start = position
+    for position in range(1, len(numbers) + 1):
+        if (
+            position < len(numbers)
+            and follows[position - 1]
+            and stops[position] - offsets[start] <= max(RUN_BYTES, round_up(row_bytes) + ALIGNMENT)
+        ):
+            continue
+        first, last = numbers[start], numbers[position - 1]
+        yield _Run(start, position, first, last - first + 1, offsets[start], stops[position - 1] - offsets[start])
+        start = position
+
+
+def _fills(runs: Iterable[_Run], nbytes: int) -> Iterator[list[_Run]]:
+    """The runs, as many at a time as a buffer of so many bytes takes."""
+    fill: list[_Run] = []
+    taken = 0
+    for run in runs:
+        if fill and taken + run.pages_bytes > nbytes:
+            yield fill
+            fill, taken = [], 0
+        fill.append(run)
+        taken += run.pages_bytes
+    if fill:
+        yield fill
