@@ -216,9 +216,7 @@ class Reader:
         limit = self.defaults.max_new_tokens if asked is None else asked
         if room is not None and asked is None:
             limit = max(1, min(limit, room))  # not asked for: as much as there is room for
-        settings = {name: body[name] for name in _SAMPLING - {"max_tokens", "stop"} if body.get(name) is not None}
-        if body.get("stop") is not None:
-            settings["stop"] = _stop(body["stop"])
+        settings = {name: body[name] for name in _SAMPLING - {"max_tokens"} if body.get(name) is not None}
         changed = {"max_new_tokens": limit, **settings}
         try:
             params = SamplingParams(**{**_fields(self.defaults), **changed})
@@ -287,12 +285,6 @@ def _joined(parts: list[object]) -> str | None:
     """The text of a content in parts, if all of them are text."""
     texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
     return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
-
-
-def _stop(value: object) -> object:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _fields(params: SamplingParams) -> dict[str, Any]:
