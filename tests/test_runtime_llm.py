@@ -1,6 +1,7 @@
 """The generate API against transformers, the accounting against the plan, and what it refuses."""
 
 import json
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -377,9 +378,27 @@ def test_auto_chooses_a_policy_for_the_first_prompts(folder: Path, tmp_path: Pat
     assert [len(one.token_ids) for one in found] == [3, 3]
 
 
-def test_threads_and_files_are_gone_when_it_is_closed(folder: Path, tmp_path: Path) -> None:
-    import threading
+def test_no_thread_outlives_close_however_the_run_ended(folder: Path, tmp_path: Path) -> None:
+    """From conversion to the search to a run that is broken off; a second close does nothing."""
+    ids = torch.tensor([[5, 6, 7]])
+    before = threading.enumerate()
 
+    def broken_off(_index: int, _token: int) -> None:
+        raise KeyboardInterrupt
+
+    for policy in (POLICY, "auto"):
+        llm = engine(folder, tmp_path, policy=policy, gpu_memory="8MiB", cpu_memory="8MiB")
+        assert llm.generate(ids, max_new_tokens=3).shape == (1, 6)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(ids.tolist(), SamplingParams(max_new_tokens=3), on_token=broken_off)
+        if policy == POLICY:  # what it reads from disk, threads read
+            assert {thread.name.split("_")[0] for thread in threading.enumerate()} >= {"tierwise-disk"}
+        llm.close()
+        llm.close()
+        assert threading.enumerate() == before
+
+
+def test_threads_and_files_are_gone_when_it_is_closed(folder: Path, tmp_path: Path) -> None:
     before = threading.active_count()
     trace = tmp_path / "trace.json"
     with engine(folder, tmp_path, trace=trace) as llm:
