@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import costmodel
-from costmodel import records, units
+from costmodel import records, units, words
 from costmodel.commands import outcome, parsing, signals, terminal
 from costmodel.errors import InfeasibleError
 from costmodel.policy import Policy
@@ -31,7 +31,8 @@ Every line of the input is one request, and gets one line of output, in the orde
   {"custom_id": "q2", "method": "POST", "url": "/v1/chat/completions",
    "body": {"messages": [{"role": "user", "content": "Where is Paris?"}]}}
 A body may have max_tokens, temperature, top_p, top_k, seed, stop and ignore_eos; the flags apply to
-requests without them. A line that cannot be answered gets an error record, and the job goes on.
+requests without them. A line that cannot be answered, or has the custom_id of an earlier one, gets an error
+record, and the job goes on.
 
 Results are on the disk after every block of prompts. OUT.manifest.json says what they were made with.
 
@@ -105,7 +106,7 @@ def _run(args: argparse.Namespace, load: "Load") -> int:
             done = _answer(args, source, log, load)
         except KeyboardInterrupt:
             outcome.say_error(
-                f"interrupted: {len(log.answered)} of {source.requests} requests are answered; "
+                f"interrupted: {len(log.answered)} of {source.requests} requests are done; "
                 "the same command with --resume goes on"
             )
             return signals.INTERRUPTED
@@ -119,7 +120,7 @@ def _answer(args: argparse.Namespace, source: Source, log: "JobLog", load: "Load
 
     before = log.manifest() or {}
     if log.resumed and log.answered:
-        engine_flags.say(f"{len(log.answered)} of {source.requests} requests are answered already")
+        engine_flags.say(f"{len(log.answered)} of {source.requests} requests are done already")
     if args.seed is None:  # one of the job's own, so that resuming it goes on as if it had not ended
         args.seed = before.get("sampling", {}).get("seed", secrets.randbits(32))
     policy = None
@@ -157,7 +158,7 @@ def _choose(engine: "Engine", workload: "Workload", max_latency_s: float) -> Non
 def _reporter(show: Callable[[float, str], None]) -> Callable[["Progress"], None]:
     def report(now: "Progress") -> None:
         pace = progress_bar.pace(now.tokens_per_s, now.left_s)
-        show(now.share, f"{now.answered:,} of {now.requests:,}, {pace}")
+        show(now.share, f"{now.done:,} of {now.requests:,}, {pace}")
 
     return report
 
@@ -169,13 +170,13 @@ def _tell(args: argparse.Namespace, done: "Progress") -> None:
         return
     if args.json is not None:
         records.write_json({"output": str(args.output), **done.to_dict()}, args.json)
-    now = done.answered - done.before
-    requests = f"{done.answered:,} answered" + (f", {done.before:,} of them before" if done.before else "")
-    rows: list[terminal.Row] = [
-        ("requests", requests),
-        ("errors", f"{done.errors:,}" + (" (see the field error of their records)" if done.errors else "")),
-    ]
-    if now:
+    requests = f"{done.answered:,} answered, {words.counted(done.errors, 'error')}"
+    if done.before:
+        requests += f" ({done.before:,} of the {done.requests:,} were done before)"
+    rows: list[terminal.Row] = [("requests", requests)]
+    if done.errors:
+        rows.append(("errors", "what was wrong is in the field error of their records"))
+    if done.done > done.before:
         rows += [
             ("tokens", f"{done.prompt_tokens:,} of prompts, {done.new_tokens:,} new"),
             ("time", f"{units.format_seconds(done.seconds)}, {progress_bar.pace(done.tokens_per_s, None)}"),

@@ -163,7 +163,7 @@ def sampling(args: argparse.Namespace) -> "SamplingParams":
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "ignore_eos")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
     try:
-        return SamplingParams(**settings, stop=tuple(args.stop))
+        return SamplingParams(**settings, stop=args.stop)
     except InputError as error:
         name, _, rest = str(error).partition(" ")
         raise InputError(f"--{name.replace('_', '-')} {rest}") from None

@@ -22,17 +22,22 @@ _TOKENS_AT_ONCE = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a job is; ``answered`` counts errors and, where it was resumed, what had been answered ``before``."""
+    """Where a job is; ``done`` counts answers and errors and, where it was resumed, what had been done ``before``."""
 
     requests: int
     before: int
-    answered: int
+    done: int
     errors: int
     prompt_tokens: int
     new_tokens: int
     seconds: float
     share: float
     """Of what this run has to answer, in [0, 1]."""
+
+    @property
+    def answered(self) -> int:
+        """The requests with an answer that is no error."""
+        return self.done - self.errors
 
     @property
     def tokens_per_s(self) -> float:
@@ -47,7 +52,7 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         """The summary for machines."""
         names = ("requests", "answered", "errors", "prompt_tokens", "new_tokens", "seconds", "tokens_per_s")
-        return {**{name: getattr(self, name) for name in names}, "answered_before": self.before}
+        return {**{name: getattr(self, name) for name in names}, "done_before": self.before}
 
 
 def run_batch(
@@ -190,13 +195,13 @@ class _Job:
             self._report(self._progress())
 
     def _progress(self) -> Progress:
-        answered, total = len(self._log.answered), self._source.requests
-        share = (answered - self._before + self._running_share) / max(1, total - self._before)
+        done, total = len(self._log.answered), self._source.requests
+        share = (done - self._before + self._running_share) / max(1, total - self._before)
         self._share = max(self._share, min(1.0, share))  # an estimate that turns out too high is not taken back
         return Progress(
             requests=total,
             before=self._before,
-            answered=answered,
+            done=done,
             errors=self._log.errors,
             prompt_tokens=self._prompt_tokens,
             new_tokens=self._new_tokens + self._running_tokens,

@@ -97,8 +97,8 @@ class LLM:
             say=self._say,
         )
         self._planner = Planner(self.hardware, self.spec, itemsize=self.dtype.itemsize, usable_fraction=usable_fraction)
-        eos, self.pad_token_id = tokens.special_tokens(config, folder)
-        self._texts = Texts(eos_token_ids=eos, pad_token_id=self.pad_token_id, tokenizer=self.tokenizer)
+        eos, pad = tokens.special_tokens(config, folder)
+        self.texts = Texts(eos_token_ids=eos, pad_token_id=pad, tokenizer=self.tokenizer)
         self._timeline = Timeline(trace=trace is not None)
         self._closed = False
         self._loaded: Loaded | None = None
@@ -227,6 +227,8 @@ class LLM:
         if isinstance(given, Tensor):
             from runtime import huggingface_style
 
+            if params is not None:
+                raise InputError("params cannot take effect with a tensor: give max_new_tokens, do_sample and so on")
             _check_options(options, huggingface_style.generate)
             return huggingface_style.generate(self, given, **options)
         _check_options(options, self._generate)
@@ -244,7 +246,10 @@ class LLM:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
         tell = Callbacks(on_block=on_block, on_text=on_text, on_token=on_token, on_progress=on_progress)
-        job = Generation.of(prompts, params, keys, reader=self, texts=self._texts, tell=tell)
+        return self.complete(Generation.of(prompts, params, keys, reader=self, texts=self.texts, tell=tell))
+
+    def complete(self, job: Generation) -> list[Completion]:
+        """Run a job whose prompts have been checked; results in the order of its prompts."""
         if not job.prompts:
             return []
         self.prepare(job.workload)

@@ -165,11 +165,15 @@ class Movers:
         return Arrived()
 
     def close(self) -> None:
-        """Finish what was started, end the threads, close the files."""
-        self._stores.shutdown(wait=True)  # loads may wait for them
-        self._loads.shutdown(wait=True)
-        self.copier.close()
-        self.disk.close(cancel=True)
+        """Finish what was started, end the threads, close the files; each of them even where one before it fails."""
+        with contextlib.ExitStack() as steps:  # the last one is the first to be done
+            steps.callback(self._close_files)
+            steps.callback(self.disk.close, cancel=True)
+            steps.callback(self.copier.close)
+            steps.callback(self._loads.shutdown)
+            steps.callback(self._stores.shutdown)  # loads may wait for them
+
+    def _close_files(self) -> None:
         for file in self._files:
             with contextlib.suppress(OSError):
                 file.close()

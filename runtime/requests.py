@@ -117,14 +117,16 @@ class Reader:
     max_positions: int | None
     vocab_size: int
     defaults: SamplingParams
-    seen: set[bytes] = field(default_factory=set)
+    seen: dict[bytes, int] = field(default_factory=dict)
+    """The number of the line that has an id first, by the id's digest: a job may have very many requests."""
 
     def read(self, line: Line) -> Request | Refusal:
         """The request of a line; lines must come in the order of the input, to tell the first of equal ids."""
         custom_id = None
         try:
             data = _object(line.content)
-            custom_id = self._custom_id(data)
+            custom_id = _custom_id(data)
+            self._claim(custom_id, line)
             return self._request(line, custom_id, data)
         except _RequestError as problem:
             return Refusal(line=line, custom_id=custom_id, code=problem.code, message=str(problem))
@@ -132,22 +134,22 @@ class Reader:
     def note(self, line: Line) -> None:
         """Remember the id of a line that is answered already."""
         with contextlib.suppress(_RequestError):
-            self._custom_id(_object(line.content))
+            self._claim(_custom_id(_object(line.content)), line)
 
     @cached_property
     def _end_of_turn(self) -> tuple[int, ...]:
         return end_of_turn(self.tokenizer)
 
-    def _custom_id(self, data: Mapping[str, Any]) -> str:
-        custom_id = data.get("custom_id")
-        if not isinstance(custom_id, str) or not custom_id:
-            raise _RequestError("missing_custom_id", "custom_id is missing: a text that is its own is expected")
-        # Kept as digests: a job may have very many requests.
+    def _claim(self, custom_id: str, line: Line) -> None:
+        """Remember whose the id is; that of an earlier line is refused."""
         digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if digest in self.seen:
-            raise _RequestError("duplicate_custom_id", f"custom_id {_shown(custom_id)} is that of an earlier request")
-        self.seen.add(digest)
-        return custom_id
+        first = self.seen.setdefault(digest, line.number)
+        if first != line.number:
+            raise _RequestError(
+                "duplicate_custom_id",
+                f"custom_id {_shown(custom_id)} of line {line.number + 1:,} is that of line {first + 1:,} already: "
+                "give every request its own",
+            )
 
     def _request(self, line: Line, custom_id: str, data: Mapping[str, Any]) -> Request:
         if data.get("method", "POST") != "POST":
@@ -216,9 +218,7 @@ class Reader:
         limit = self.defaults.max_new_tokens if asked is None else asked
         if room is not None and asked is None:
             limit = max(1, min(limit, room))  # not asked for: as much as there is room for
-        settings = {name: body[name] for name in _SAMPLING - {"max_tokens", "stop"} if body.get(name) is not None}
-        if body.get("stop") is not None:
-            settings["stop"] = _stop(body["stop"])
+        settings = {name: body[name] for name in _SAMPLING - {"max_tokens"} if body.get(name) is not None}
         changed = {"max_new_tokens": limit, **settings}
         try:
             params = SamplingParams(**{**_fields(self.defaults), **changed})
@@ -254,6 +254,13 @@ def _object(content: bytes) -> dict[str, Any]:
     return data
 
 
+def _custom_id(data: Mapping[str, Any]) -> str:
+    custom_id = data.get("custom_id")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise _RequestError("missing_custom_id", "custom_id is missing: a text that is its own is expected")
+    return custom_id
+
+
 def _check_fields(body: Mapping[str, Any], url: str) -> None:
     for name, value in body.items():
         if name in _SAMPLING | _ABOUT_THE_CALLER | _OWN[url]:
@@ -287,12 +294,6 @@ def _joined(parts: list[object]) -> str | None:
     """The text of a content in parts, if all of them are text."""
     texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
     return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
-
-
-def _stop(value: object) -> object:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _fields(params: SamplingParams) -> dict[str, Any]:

@@ -26,7 +26,8 @@ class SamplingParams:
 
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 leave all tokens. Without ``seed`` every run differs.
     A sequence ends at an end-of-sequence token of the model or one of ``stop_token_ids`` (unless ``ignore_eos``),
-    before the first of the strings ``stop``, or after ``max_new_tokens``.
+    before the first of the strings ``stop`` (a string, or a sequence of them: kept as a tuple), or after
+    ``max_new_tokens``.
     """
 
     max_new_tokens: int = 32
@@ -34,7 +35,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
@@ -49,7 +50,7 @@ class SamplingParams:
             raise InputError(f"top_p is {self.top_p}: it must lie in [0, 1]")
         if self.seed is not None:
             _whole("seed", self.seed, least=-_MOST_SEED, most=_MOST_SEED - 1)
-        _strings("stop", self.stop)
+        object.__setattr__(self, "stop", _strings("stop", self.stop))
         if not isinstance(self.stop_token_ids, tuple):
             raise InputError(f"stop_token_ids is {self.stop_token_ids!r}: a tuple of token ids is expected")
         for token in self.stop_token_ids:
@@ -77,11 +78,14 @@ def _number(name: str, value: object) -> None:
         raise InputError(f"{name} is {value!r}: a number is expected")
 
 
-def _strings(name: str, value: object) -> None:
-    if not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
-        raise InputError(f"{name} is {value!r}: a tuple of strings is expected")
-    if "" in value:
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    """One string or a sequence of them as a tuple; none of them may be empty."""
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{name} is {value!r}: a string or a sequence of strings is expected")
+    if "" in texts:
         raise InputError(f"{name} holds an empty string, which would end every text before it begins: leave it out")
+    return tuple(texts)
 
 
 class Sampler:

@@ -86,6 +86,15 @@ def check_text(text: str, what: str) -> None:
         raise InputError(f"{what} is not UTF-8 text") from None
 
 
+def check_ids(ids: Sequence[object], vocab_size: int, what: str) -> None:
+    """Raise :class:`InputError` for what is no token id of a vocabulary of this size."""
+    for token in ids:
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise InputError(f"{what} holds {token!r}: token ids are whole numbers")
+        if not 0 <= token < vocab_size:
+            raise InputError(f"{what} holds token {token}: ids lie in [0, {vocab_size - 1}]")
+
+
 def _read(prompt: str | Sequence[int], reader: Reader, name: str) -> list[int]:
     if not isinstance(prompt, str):
         return [int(token) for token in prompt]
@@ -98,9 +107,7 @@ def _read(prompt: str | Sequence[int], reader: Reader, name: str) -> list[int]:
 def _check(ids: list[int], gen_len: int, reader: Reader, name: str) -> None:
     if not ids:
         raise InputError(f"{name} is empty: a prompt has at least one token")
-    wrong = next((token for token in ids if not 0 <= token < reader.vocab_size), None)
-    if wrong is not None:
-        raise InputError(f"{name} holds token {wrong}: ids lie in [0, {reader.vocab_size - 1}]")
+    check_ids(ids, reader.vocab_size, name)
     if reader.max_positions is not None and len(ids) + gen_len > reader.max_positions:
         raise InputError(
             f"{name} has {words.counted(len(ids), 'token')} and max_new_tokens is {gen_len:,}, together "

@@ -243,7 +243,7 @@ def test_bad_lines_are_error_records_and_the_rest_is_answered(tmp_path: Path) ->
         {**line, "custom_id": f"{n}{line['custom_id']}"} if _has_id(line) else line for n, line in enumerate(lines)
     ]
     done = run(written(tmp_path / "in.jsonl", named), tmp_path / "out.jsonl")
-    assert (done.requests, done.answered, done.errors) == (len(lines), len(lines), len(BAD))
+    assert (done.requests, done.done, done.answered, done.errors) == (len(lines), len(lines), 2, len(BAD))
     found = {int(name.split("_")[2]): record for name, record in by_id(tmp_path / "out.jsonl").items()}
     assert found[0]["error"] is None
     assert found[len(lines) - 1]["error"] is None
@@ -259,11 +259,38 @@ def _has_id(line: Any) -> bool:
 
 
 def test_of_equal_custom_ids_the_first_is_answered(tmp_path: Path) -> None:
-    source = written(tmp_path / "in.jsonl", [completion("q"), completion("q"), completion("q", "other")])
+    source = written(tmp_path / "in.jsonl", [completion("q"), b"", completion("q"), completion("q", "other")])
     run(source, tmp_path / "out.jsonl")
-    codes = {record["id"][:18]: record["error"] for record in answers(tmp_path / "out.jsonl")}
-    assert codes["batch_req_00000000"] is None
-    assert codes["batch_req_00000001"]["code"] == codes["batch_req_00000002"]["code"] == "duplicate_custom_id"
+    found = {int(record["id"].split("_")[2]): record for record in answers(tmp_path / "out.jsonl")}
+    assert [record["custom_id"] for record in found.values()] == ["q"] * 3
+    assert found.pop(0)["error"] is None
+    for number, record in found.items():
+        assert record["error"] == {
+            "code": "duplicate_custom_id",
+            "message": f"custom_id 'q' of line {number + 1} is that of line 1 already: give every request its own",
+        }
+
+
+def test_of_equal_custom_ids_a_resumed_job_answers_the_first_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it was stopped: an error record of an id does not answer the line that has it first."""
+    monkeypatch.setattr("runtime.jobs._LEAST_AT_ONCE", 1)
+    lines = [completion(f"q{number % 3}", [5, number], seed=number % 2) for number in range(9)]
+    source = written(tmp_path / "in.jsonl", [*lines, completion("q0", [5, 0], seed=0)])
+    run(source, tmp_path / "whole.jsonl")
+    expected = by_id(tmp_path / "whole.jsonl")
+    assert sorted(record["custom_id"] for record in expected.values()) == ["q0"] * 4 + ["q1"] * 3 + ["q2"] * 3
+    kept = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    firsts = [line for line in kept if json.loads(line)["error"] is None]
+    assert kept.index(firsts[0]) > 0  # the error records of an id come before its answer
+    output = tmp_path / "out.jsonl"
+    for count in range(1, len(kept)):
+        output.write_bytes(b"".join(kept[:count]))
+        manifest_path(output).write_bytes(manifest_path(tmp_path / "whole.jsonl").read_bytes())
+        done = run(source, output, resume=True)
+        assert by_id(output) == expected
+        assert (done.before, done.done, done.answered, done.errors) == (count, 10, 3, 7)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +334,7 @@ def test_chunks_are_whole_blocks_and_results_come_block_by_block(
     engine = FakeEngine(tokenizer=byte_level())
     sizes: list[int] = []
     source = written(tmp_path / "in.jsonl", [completion(str(number), [5]) for number in range(70)])
-    run(source, tmp_path / "out.jsonl", engine=engine, report=lambda now: sizes.append(now.answered))
+    run(source, tmp_path / "out.jsonl", engine=engine, report=lambda now: sizes.append(now.done))
     assert [len(call) for call in engine.calls] == [32, 32, 6]
     assert sorted(set(sizes)) == [*range(0, 69, 4), 70]
 
@@ -354,10 +381,10 @@ class StopHereError(Exception):
 
 
 def stopped_after(count: int) -> Callable[[Progress], None]:
-    """A report that ends the run once so many requests are answered."""
+    """A report that ends the run once so many requests are done."""
 
     def report(now: Progress) -> None:
-        if now.answered >= count:
+        if now.done >= count:
             raise StopHereError
 
     return report
@@ -373,7 +400,7 @@ def test_a_resumed_job_gives_the_answers_of_an_uninterrupted_one(
             run(source, output, resume=True, report=stopped_after(count))
     done = run(source, output, resume=True)
     assert by_id(output) == expected
-    assert done.answered == done.requests == 30
+    assert done.done == done.requests == 30
     assert done.before > 20
 
 
@@ -383,7 +410,7 @@ def test_a_finished_job_is_resumed_without_work(tmp_path: Path, whole: tuple[Pat
     done = run(whole[0], tmp_path / "whole.jsonl", engine=engine, resume=True)
     assert engine.calls == []
     assert (tmp_path / "whole.jsonl").read_bytes() == before
-    assert (done.answered, done.before, done.errors) == (30, 30, 4)
+    assert (done.answered, done.before, done.errors) == (26, 30, 4)
 
 
 def test_a_record_torn_at_any_byte_is_made_again(tmp_path: Path) -> None:
@@ -571,7 +598,7 @@ def test_a_job_killed_in_the_command_resumes_to_exactly_one_line_each(
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert by_id(output) == expected
-    assert "30 answered" in out
+    assert "26 answered, 4 errors" in out
 
 
 FORKING = """

@@ -280,12 +280,12 @@ def test_batch_ends_with_a_summary(run: Command, tmp_path: Path) -> None:
     requests_file(tmp_path)
     done = run("-i", "in.jsonl", "-o", "out.jsonl", "--json", "sum.json", main=batch.main)
     assert done.code == 0
-    assert "4 answered" in done.out
+    assert "3 answered, 1 error\n" in done.out
     found = json.loads((tmp_path / "sum.json").read_text())
-    assert (found["requests"], found["answered"], found["errors"], found["answered_before"]) == (4, 4, 1, 0)
+    assert (found["requests"], found["answered"], found["errors"], found["done_before"]) == (4, 3, 1, 0)
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 4
     again = run("-i", "in.jsonl", "-o", "out.jsonl", "--resume", "--json", "-", main=batch.main)
-    assert json.loads(again.out)["answered_before"] == 4
+    assert json.loads(again.out)["done_before"] == 4
 
 
 def test_batch_keeps_its_seed_and_policy_when_it_is_resumed(run: Command, tmp_path: Path) -> None:
@@ -344,10 +344,10 @@ def test_an_interrupted_batch_says_how_to_go_on(run: Command, tmp_path: Path) ->
     requests_file(tmp_path)
     done = run("-i", "in.jsonl", "-o", "out.jsonl", main=batch.main, engine=Interrupted(tokenizer=byte_level()))
     assert done.code == 130
-    assert "interrupted: 1 of 4 requests are answered; the same command with --resume goes on" in done.err
+    assert "interrupted: 1 of 4 requests are done; the same command with --resume goes on" in done.err
     done = run("-i", "in.jsonl", "-o", "out.jsonl", "--resume", main=batch.main)
     assert done.code == 0
-    assert "4 answered, 1 of them before" in done.out
+    assert "3 answered, 1 error (1 of the 4 were done before)" in done.out
 
 
 def test_the_real_engine_is_loaded_from_the_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The generate API against transformers, the accounting against the plan, and what it refuses."""
 
 import json
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -150,6 +151,93 @@ def test_generate_of_tensors_is_that_of_transformers(folder: Path, tmp_path: Pat
     assert streamer.ended
 
 
+def test_tensors_end_at_the_tokens_that_are_given_as_in_transformers(folder: Path, tmp_path: Path) -> None:
+    ids = torch.tensor([[3, 4, 7, 9, 11], [5, 6, 7, 8, 9]])
+    first, second = (theirs(row, 8) for row in ids.tolist())
+    one = next(token for token in first[1:] if token not in second)
+    two = next(token for token in second if token not in first and second.index(token) != first.index(one))
+    with engine(folder, tmp_path) as llm:
+        for eos in (one, [two, one]):
+            with torch.no_grad():
+                expected = reference().generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, eos_token_id=eos, pad_token_id=1
+                )
+            found = llm.generate(ids, max_new_tokens=8, eos_token_id=eos, pad_token_id=1)
+            assert torch.equal(found, expected)
+            assert 1 in found[:, 5:]
+            filled = llm.generate(ids, max_new_tokens=8, eos_token_id=eos, pad_token_id=9)
+            assert torch.equal(filled[:, 5:], torch.where(expected[:, 5:] == 1, 9, expected[:, 5:]))
+
+
+def test_given_ends_stand_in_for_those_of_the_model(folder: Path, tmp_path: Path) -> None:
+    prompt = [3, 4, 7, 9, 11]
+    going_on = theirs(prompt, 8)
+    end = going_on[2]
+    model = OPTForCausalLM.from_pretrained(folder)
+    model.config.eos_token_id = model.generation_config.eos_token_id = end
+    model.save_pretrained(tmp_path / "ends")
+    with engine(tmp_path / "ends", tmp_path) as llm:
+        ids = torch.tensor([prompt])
+        assert llm.generate(ids, max_new_tokens=8)[0, 5:].tolist() == going_on[: going_on.index(end) + 1]
+        assert llm.generate(ids, max_new_tokens=8, eos_token_id=[])[0, 5:].tolist() == going_on
+
+
+def test_sampling_of_tensors_has_the_defaults_of_transformers(folder: Path, tmp_path: Path) -> None:
+    prompts = prompts_of([5, 5])
+    with engine(folder, tmp_path) as llm:
+        for options in ({}, {"temperature": 0.5}, {"top_k": 3, "top_p": 0.5}):
+            params = SamplingParams(**{"temperature": 1.0, "top_k": 50, **options}, max_new_tokens=6, seed=4)
+            expected = [list(one.token_ids) for one in llm.generate(prompts, params)]
+            found = llm.generate(torch.tensor(prompts), max_new_tokens=6, do_sample=True, seed=4, **options)
+            assert [row[: len(new)] for row, new in zip(found[:, 5:].tolist(), expected, strict=True)] == expected
+
+
+IDS = torch.tensor([[5, 6], [7, 8]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "message"),
+    [
+        (IDS, {"temperature": 0.7}, "temperature is 0.7, which cannot take effect without do_sample=True"),
+        (IDS, {"top_k": 50}, "top_k is 50, which cannot take effect without do_sample=True"),
+        (IDS, {"top_p": 1.0, "do_sample": False}, "top_p is 1.0, which cannot take effect"),
+        (IDS, {"seed": 0}, "seed is 0, which cannot take effect without do_sample=True"),
+        (IDS, {"temperature": 0.0, "do_sample": True}, "temperature is 0, so do_sample=True cannot take effect"),
+        (IDS.float(), {}, r"input_ids is of torch.float32: token ids are of torch.int64 or torch.int32"),
+        (IDS.bool(), {}, "input_ids is of torch.bool"),
+        (IDS.to(torch.uint8), {}, "input_ids is of torch.uint8"),
+        (IDS[0], {}, r"input_ids has shape \(2,\): .* one prompt is input_ids\[None\]"),
+        (IDS[None], {}, r"input_ids has shape \(1, 2, 2\): it must be \(prompts, tokens\)"),
+        (IDS[:0], {}, r"input_ids has shape \(0, 2\): .* at least one of each"),
+        (IDS[:, :0], {}, r"input_ids has shape \(2, 0\): .* at least one of each"),
+        (torch.tensor([[5], [-1]]), {}, r"input_ids\[1\] holds token -1: ids lie in \[0, 202\]"),
+        (torch.tensor([[5], [VOCABULARY]]), {}, r"input_ids\[1\] holds token 203: ids lie in \[0, 202\]"),
+        (IDS, {"attention_mask": torch.ones(2, 3)}, r"attention_mask has shape \(2, 3\)"),
+        (IDS, {"attention_mask": torch.tensor([[0, 1], [0, 0]])}, r"attention_mask\[1\] is 0 everywhere"),
+        (IDS, {"eos_token_id": VOCABULARY}, r"eos_token_id holds token 203: ids lie in \[0, 202\]"),
+        (IDS, {"eos_token_id": [0, -1]}, "eos_token_id holds token -1"),
+        (IDS, {"eos_token_id": "</s>"}, "eos_token_id holds '<': token ids are whole numbers"),
+        (IDS, {"eos_token_id": 2.0}, "eos_token_id holds 2.0: token ids are whole numbers"),
+        (IDS, {"pad_token_id": -100}, "pad_token_id holds token -100"),
+        (IDS, {"streamer": object()}, "streamer takes one prompt: input_ids has 2"),
+    ],
+)
+def test_tensors_and_flags_that_mean_nothing_are_refused(
+    folder: Path, tmp_path: Path, ids: torch.Tensor, options, message: str
+) -> None:
+    with engine(folder, tmp_path) as llm, pytest.raises(InputError, match=message):
+        llm.generate(ids, **options)
+
+
+def test_masked_ids_need_not_be_the_models(folder: Path, tmp_path: Path) -> None:
+    ids, mask = torch.tensor([[-100, 7], [5, 6]], dtype=torch.int32), torch.tensor([[0, 1], [1, 1]])
+    with engine(folder, tmp_path) as llm:
+        found = llm.generate(ids, attention_mask=mask, max_new_tokens=3)
+        expected = theirs([7], 3)
+        assert found[0, 2:].tolist()[: len(expected)] == expected
+    assert found.dtype == torch.int32
+
+
 def test_a_block_holds_prompts_of_different_lengths_of_generation(folder: Path, tmp_path: Path) -> None:
     prompts = prompts_of([3, 8, 5])
     params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (1, 9, 4)]
@@ -250,6 +338,8 @@ def test_input_ids_may_be_lists(folder: Path, tmp_path: Path) -> None:
         assert llm.generate(input_ids=prompts, params=params) == llm.generate(prompts, params)
         with pytest.raises(InputError, match="generate takes prompts or input_ids, not both"):
             llm.generate(prompts, input_ids=prompts)
+        with pytest.raises(InputError, match="params cannot take effect with a tensor"):
+            llm.generate(torch.tensor([[5, 6]]), params)
 
 
 def test_the_origin_of_measurements_is_found_out_once(
@@ -288,9 +378,27 @@ def test_auto_chooses_a_policy_for_the_first_prompts(folder: Path, tmp_path: Pat
     assert [len(one.token_ids) for one in found] == [3, 3]
 
 
-def test_threads_and_files_are_gone_when_it_is_closed(folder: Path, tmp_path: Path) -> None:
-    import threading
+def test_no_thread_outlives_close_however_the_run_ended(folder: Path, tmp_path: Path) -> None:
+    """From conversion to the search to a run that is broken off; a second close does nothing."""
+    ids = torch.tensor([[5, 6, 7]])
+    before = threading.enumerate()
 
+    def broken_off(_index: int, _token: int) -> None:
+        raise KeyboardInterrupt
+
+    for policy in (POLICY, "auto"):
+        llm = engine(folder, tmp_path, policy=policy, gpu_memory="8MiB", cpu_memory="8MiB")
+        assert llm.generate(ids, max_new_tokens=3).shape == (1, 6)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(ids.tolist(), SamplingParams(max_new_tokens=3), on_token=broken_off)
+        if policy == POLICY:  # what it reads from disk, threads read
+            assert {thread.name.split("_")[0] for thread in threading.enumerate()} >= {"tierwise-disk"}
+        llm.close()
+        llm.close()
+        assert threading.enumerate() == before
+
+
+def test_threads_and_files_are_gone_when_it_is_closed(folder: Path, tmp_path: Path) -> None:
     before = threading.active_count()
     trace = tmp_path / "trace.json"
     with engine(folder, tmp_path, trace=trace) as llm:

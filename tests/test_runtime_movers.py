@@ -52,6 +52,24 @@ class Device:
         pass
 
 
+def test_threads_end_and_files_close_where_the_device_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.enumerate()
+    movers = Movers(torch.device("cpu"), timeline=Timeline())
+    file = movers.nameless_file(tmp_path, NBYTES)
+    movers.load(file, 0, host_buffer(NBYTES), name="load").synchronize()
+    assert len(threading.enumerate()) > len(before)
+
+    def failed() -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(movers.copier, "close", failed)
+    with pytest.raises(RuntimeError, match="launch failure"):
+        movers.close()
+    assert threading.enumerate() == before
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _ = file.nbytes
+
+
 def test_loads_go_on_while_stores_wait_for_the_computation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     near = torch.empty(NBYTES, dtype=torch.uint8, device="meta")
     device = Device()

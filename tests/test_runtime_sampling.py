@@ -49,14 +49,28 @@ def by_transformers(scores: torch.Tensor, params: SamplingParams) -> torch.Tenso
         ("top_p", 1.01, r"top_p is 1.01: it must lie in \[0, 1\]"),
         ("top_p", math.nan, "top_p is nan"),
         ("seed", 2**63, "seed is 9223372036854775808: it must be at most"),
-        ("stop", ["a"], "a tuple of strings"),
+        ("stop", ["a", 7], r"stop is \['a', 7\]: a string or a sequence of strings"),
+        ("stop", 7, "stop is 7: a string or a sequence of strings"),
+        ("stop", b"end", "a string or a sequence of strings"),
+        ("stop", {"a"}, "a string or a sequence of strings"),
         ("stop", ("a", ""), "empty string"),
+        ("stop", "", "empty string"),
         ("ignore_eos", "yes", "true or false"),
     ],
 )
 def test_wrong_parameters_are_told_by_name_value_and_limit(field: str, value: object, told: str) -> None:
     with pytest.raises(InputError, match=told):
         SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("end", ("end",)), (["a", "b"], ("a", "b")), (("a",), ("a",)), ([], ()), ((), ())]
+)
+def test_stop_is_one_string_or_a_sequence_of_them(given: str | list[str], kept: tuple[str, ...]) -> None:
+    params = SamplingParams(stop=given)
+    assert params.stop == kept
+    assert params == SamplingParams(stop=kept)
+    assert hash(params) == hash(SamplingParams(stop=kept))
 
 
 def test_default_is_greedy() -> None:
