@@ -323,12 +323,13 @@ def best_policy_of_shape(problem: Problem, switches: Switches, shape: Shape) -> 
     batches = shape.batches_low
     for stage, passes in stages:
         works = [coefficients(track.spread) for track in stage.tracks]
+        waits = [coefficients(0.0 if track.waited is None else track.waited) for track in stage.tracks]
         loads = [coefficients(0.0 if track.first_batch is None else track.first_batch) for track in stage.tracks]
         first, later = 9 + len(extra_cost), 10 + len(extra_cost)
         extra_cost += [passes * (1 - stage.unhidden_share)] * 2
-        for work, load in zip(works, loads, strict=True):
-            rows.append((work / batches + load, {first: -1.0}))
-            rows.append((work * (1 - 1 / batches), {later: -1.0}))
+        for work, wait, load in zip(works, waits, loads, strict=True):
+            rows.append(((work + wait) / batches + load, {first: -1.0}))
+            rows.append(((work + wait) * (1 - 1 / batches), {later: -1.0}))
         always = sum(works + loads) * stage.unhidden_share
         if stage.serial is not None:
             always = always + coefficients(stage.serial)

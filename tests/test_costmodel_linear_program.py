@@ -362,6 +362,7 @@ def test_coefficients_times_amounts_are_the_formulas(name: str, rng: random.Rand
                 same(row.busy[resource], seconds)
             for track, seconds in zip(row.tracks, stage.tracks, strict=True):
                 same(track.spread, seconds.spread)
+                same(track.lasting, seconds.lasting)
                 assert (track.first_batch is None) == (seconds.first_batch is None)
                 if track.first_batch is not None:
                     same(track.first_batch, seconds.first_batch)
@@ -500,7 +501,7 @@ def test_each_coefficient_of_a_range_is_the_least_of_its_shapes(name: str, rng: 
             *problem.formulation.prefill(case, units),
             *problem.formulation.decode(case, units, case.workload.prompt_len + 7.5),
         ]
-        rows = [track.spread for stage in stages for track in stage.tracks]
+        rows = [track.lasting for stage in stages for track in stage.tracks]
         rows += [seconds for stage in stages if stage.has_first_batch for seconds in stage.first_batch_seconds()]
         rows += [plain for stage in stages if (plain := stage.plain_seconds()) is not None]
         shares = [stage.later_batches_share for stage in stages]

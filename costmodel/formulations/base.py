@@ -157,12 +157,19 @@ class Track:
     """Work of a stage that its ``resources`` do one piece after another, beside the other tracks.
 
     ``spread`` seconds fall evenly on the block's batches; ``first_batch`` seconds come on top while the
-    first batch is computed (an engine that issues all weight loads at once).
+    first batch is computed (an engine that issues all weight loads at once). ``waited`` seconds, also spread evenly,
+    its resources do nothing but wait for the work of another track: they make it last, and hide nothing.
     """
 
     resources: tuple[Resource, ...]
     spread: Linear
     first_batch: Linear | None = None
+    waited: Linear | None = None
+
+    @property
+    def lasting(self) -> Linear:
+        """Seconds of the spread work and of the waiting in it."""
+        return self.spread if self.waited is None else self.spread + self.waited
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ class Stage:
         """Seconds of each track while the first batch runs (a lower bound over a range of shapes)."""
         share = 1.0 / self.shape.batches_high
         return [
-            track.spread * share if track.first_batch is None else track.spread * share + track.first_batch
+            track.lasting * share if track.first_batch is None else track.lasting * share + track.first_batch
             for track in self.tracks
         ]
 
@@ -217,7 +224,7 @@ class Stage:
     def total(self) -> Any:
         """The stage's seconds, for amounts that are numbers (arrays broadcast over context lengths)."""
         plain = self.plain_seconds()
-        longest = reduce(np.maximum, [track.spread for track in self.tracks])
+        longest = reduce(np.maximum, [track.lasting for track in self.tracks])
         if self.has_first_batch:
             longest = reduce(np.maximum, self.first_batch_seconds()) + longest * self.later_batches_share
         return longest * self.longest_weight + (0.0 if plain is None else plain)

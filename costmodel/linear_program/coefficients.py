@@ -94,9 +94,9 @@ def build(question: Question, *, growing: str | None = None) -> Program:
     for name, stage, passes in stages:
         longest = column
         column += 1
-        upper[longest] = longest_of([track.spread for track in stage.tracks])
+        upper[longest] = longest_of([track.lasting for track in stage.tracks])
         for j, track in enumerate(stage.tracks):
-            row(f"{name}_track{j}", track.spread * -MS, {longest: 1.0}, 0.0, infinity)
+            row(f"{name}_track{j}", track.lasting * -MS, {longest: 1.0}, 0.0, infinity)
         weight = stage.longest_weight * passes
         if stage.has_first_batch:
             first, later = column, stage.later_batches_share

@@ -47,7 +47,7 @@ def readable(question: Question) -> "pulp.LpProblem":
     for name, stage, passes in question.timed_stages(amounts):
         longest = problem.add_variable(f"{name}_longest", lowBound=0)
         for j, track in enumerate(stage.tracks):
-            constrain(longest >= track.spread * MS, f"{name}_track{j}")
+            constrain(longest >= track.lasting * MS, f"{name}_track{j}")
         stage_ms: Any = longest
         if stage.has_first_batch:
             first = problem.add_variable(f"{name}_first_batch", lowBound=0)

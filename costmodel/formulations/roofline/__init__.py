@@ -17,7 +17,12 @@ from costmodel.formulations.roofline.seconds import (
     prefill_attention_s,
 )
 from costmodel.formulations.roofline.stages import cache_over_link, disk_lands_on_gpu, idle, stages
-from costmodel.formulations.roofline.working_memory import dequantized_bytes, largest_load_bytes, workspace_bytes
+from costmodel.formulations.roofline.working_memory import (
+    dequantized_bytes,
+    kernels_bytes,
+    largest_load_bytes,
+    workspace_bytes,
+)
 from costmodel.hardware import Hardware
 from costmodel.model import BYTES_PER_VALUE, ModelSpec
 from costmodel.workload import Workload
@@ -140,7 +145,7 @@ class Roofline(Formulation):
             batch_hidden = shape.per_batch(amounts.activations.off_gpu) * (STAGING_BUFFERS * hidden * tokens)
             gpu = resident("gpu", tokens) + amounts.weights.off_gpu * layer + batch_hidden
             gpu = gpu + amounts.blocks * (at_once(case, tokens, shape.gpu_batch_low) * workspace_bytes(case, moment))
-            gpu = gpu + amounts.blocks * dequantized_bytes(case)
+            gpu = gpu + amounts.blocks * (dequantized_bytes(case, tokens) + kernels_bytes(case))
             cpu = resident("cpu", tokens)
             if moment == "decode" or case.hardware.engine.buffers == "always":
                 # Attention reads its cache from a staging buffer on the tier where it is computed.

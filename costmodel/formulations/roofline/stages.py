@@ -37,14 +37,14 @@ def stages(
     for resource in hidden:
         attention[resource] = attention[resource] + latency[resource]
         mlp[resource] = mlp[resource] + hidden[resource]
-    loads = _weight_loads(case, amounts)
+    loads, waited = _weight_loads(case, amounts), _hidden_waits(case, amounts, hidden)
     if case.hardware.engine.stages == "layer":
         merged = {resource: attention[resource] + mlp[resource] for resource in RESOURCES}
-        return [_stage(case, "layers", merged, loads, 1.0, blocking_load)]
+        return [_stage(case, "layers", merged, loads, 1.0, blocking_load, waited)]
     weight_share = attention_params / (attention_params + mlp_params)
     return [
-        _stage(case, "attention", attention, loads, 1.0 - weight_share, blocking_load),
-        _stage(case, "mlp", mlp, loads, weight_share, None),
+        _stage(case, "attention", attention, loads, 1.0 - weight_share, blocking_load, None),
+        _stage(case, "mlp", mlp, loads, weight_share, None, waited),
     ]
 
 
@@ -55,12 +55,14 @@ def _stage(
     loads: Mapping[Resource, Linear],
     share: float,
     blocking_load: Linear | None,
+    waited: Linear | None,
 ) -> Stage:
     """One stage with its ``share`` of the weight loads.
 
     A batch waits for its CPU attention, so the processors take turns on one track; every link has a
     track of its own. Where both memory tiers are host memory, the processor copies between them itself, on its track
-    too. Without overlap all of it is one track.
+    too. ``waited`` are seconds in which the processors have nothing to do but to wait for a link. Without overlap all
+    of it is one track.
     """
     engine, overlap = case.hardware.engine, case.switches.overlap
     moved = {r: seconds[r] + loads[r] * share if r in loads else seconds[r] for r in RESOURCES}
@@ -75,10 +77,11 @@ def _stage(
     for resources in [("gpu_compute", "cpu_compute", *copies), *alone]:
         load = [loads[r] * share for r in resources if r in loads]
         work = add(seconds[r] for r in resources)
+        waits = waited if "gpu_compute" in resources else None
         if engine.weight_loads == "spread":
-            tracks.append(Track(resources, add([work, *load])))
+            tracks.append(Track(resources, add([work, *load]), waited=waits))
         else:
-            tracks.append(Track(resources, work, add(load) if load else None))
+            tracks.append(Track(resources, work, add(load) if load else None, waits))
     unhidden = engine.unhidden_share.effective
     return Stage(name, busy, tuple(tracks), case.shape, serial=blocking_load, unhidden_share=unhidden)
 
@@ -115,23 +118,45 @@ def _hidden_traffic(case: Case, amounts: Amounts[Any], tokens: int) -> dict[Reso
     }
 
 
-def _latency(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
-    """Seconds of link latency: one transfer a layer and batch for the cache and for the hidden states.
+def _hidden_waits(case: Case, amounts: Amounts[Any], hidden: Mapping[Resource, Linear]) -> Linear | None:
+    """Seconds in which the processors wait for hidden states, which leave one layer and come back for the next.
 
-    A transfer is counted by the part of the batch that moves, which keeps the formula linear.
+    Those of a block's only batch are stored and loaded while nothing else can be computed. Of two batches, our
+    schedule stores one while the other is computed, and loads each when it is needed. Copies that the processor makes
+    itself are its work already.
     """
-    links, cache, hidden = case.hardware.links, amounts.cache, amounts.activations
+    most = case.shape.batches_high
+    if most > (2 if case.hardware.engine.weight_loads == "spread" else 1):
+        return None
+    on_disk, off_gpu = amounts.activations.disk, amounts.activations.off_gpu
+    moving: dict[Resource, Linear] = {"disk_read": on_disk, "disk_write": on_disk}
+    if not disk_lands_on_gpu(case):
+        moving |= {"cpu_to_gpu": off_gpu, "gpu_to_cpu": off_gpu}
+    loads = ("disk_read", "cpu_to_gpu")
+    return add(
+        hidden[link] + _transfers_s(case, amount, link) for link, amount in moving.items() if link in loads or most == 1
+    )
+
+
+def _latency(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
+    """Seconds of link latency: one transfer a layer and batch for the cache and for the hidden states."""
+    cache, hidden = amounts.cache, amounts.activations
     moving: dict[Resource, Linear] = {
         "cpu_to_gpu": cache_over_link(case, cache) + over_link(case, hidden),
         "gpu_to_cpu": cache_over_link(case, cache) + over_link(case, hidden),
         "disk_read": cache.disk + hidden.disk,
         "disk_write": cache.disk + hidden.disk,
     }
-    layers = float(case.model.num_layers)
-    return {
-        resource: case.shape.batches(amount) * (layers * getattr(links, resource).latency_s.effective)
-        for resource, amount in moving.items()
-    }
+    return {resource: _transfers_s(case, amount, resource) for resource, amount in moving.items()}
+
+
+def _transfers_s(case: Case, amount: Linear, link: Resource) -> Linear:
+    """Seconds of a link's latency in a pass: one transfer a layer and batch.
+
+    A transfer is counted by the part of the batch that moves, which keeps the formula linear.
+    """
+    latency_s = getattr(case.hardware.links, link).latency_s.effective
+    return case.shape.batches(amount) * (float(case.model.num_layers) * latency_s)
 
 
 def over_link(case: Case, amount: PerTier[Any]) -> Linear:

@@ -1,10 +1,21 @@
 """Bytes that are there only while something is computed: buffers, workspaces, weights expanded to 16 bits."""
 
 from costmodel.formulations.base import Case
+from costmodel.formulations.roofline.seconds import at_once
 from costmodel.model import BYTES_PER_VALUE
 
 PIECE_VALUES = 2**21
 """Values that an engine expands at a time where it expands pieces (``runtime.quantization.CHUNK_VALUES``)."""
+
+FUSED_ROWS = 64
+"""Rows that such an engine multiplies by 4-bit weights as they lie (``runtime.quantization.INT4_KERNEL_ROWS``)."""
+
+KERNELS_BYTES = 12 * 2**20
+"""Compiled kernels that such an engine keeps, half a MiB for every shape of a 16-bit product: some 24, of layers that
+are cut between tiers, of attention in prefill and in decode and of the head. Runs of OPT-125M took 8 to 21 MiB."""
+
+KERNELS_4BIT_BYTES = 4 * 2**20
+"""The same where weights are in 4 bits: attention's and the head's alone."""
 
 
 def largest_load_bytes(case: Case) -> float:
@@ -54,16 +65,25 @@ def _layer_values(case: Case, tokens: int) -> float:
     return max(attention, mlp) * tokens
 
 
-def dequantized_bytes(case: Case) -> float:
-    """GPU bytes of the weights that lie expanded to 16 bits at a time.
+def dequantized_bytes(case: Case, tokens: int) -> float:
+    """GPU bytes of the weights that lie expanded to 16 bits at a time while a batch's ``tokens`` a prompt are computed.
 
     An engine that expands pieces holds one of at most ``PIECE_VALUES`` values in 16 bits, and twice the half of its
-    integers that it works on, a byte each.
+    integers that it works on, a byte each; few rows it multiplies by the weights as they lie.
     """
     model, extent = case.model, case.hardware.engine.expanded
     if not case.switches.compress_weights:
         return 0.0
     matrix = model.hidden_size * max(model.num_heads * model.head_dim, model.ffn_size)
     if extent == "pieces":
+        if at_once(case, tokens, case.shape.gpu_batch_low) * tokens <= FUSED_ROWS:
+            return 0.0
         return float(min(PIECE_VALUES, matrix) * (BYTES_PER_VALUE + 1))
     return BYTES_PER_VALUE * float(model.layer_matrix_params if extent == "layer and cache" else matrix)
+
+
+def kernels_bytes(case: Case) -> float:
+    """Bytes of the kernels that an engine on the processor compiles while it runs; a GPU's come with its libraries."""
+    if case.hardware.engine.expanded != "pieces":
+        return 0.0
+    return float(KERNELS_4BIT_BYTES if case.switches.compress_weights else KERNELS_BYTES)
