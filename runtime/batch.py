@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import costmodel
 from costmodel import records, units, words
 from costmodel.commands import outcome, parsing, signals, terminal
-from costmodel.errors import InfeasibleError
+from costmodel.errors import InfeasibleError, InputError
 from costmodel.policy import Policy
 from runtime import engine_flags, progress_bar
 from runtime.job_source import Source
@@ -79,7 +79,6 @@ def _parser(prog: str) -> parsing.Parser:
         "--max-latency",
         metavar="TIME",
         type=parsing.seconds,
-        default=_MOST_BLOCK_S,
         help="the longest that a block should take, where the policy is searched: answers are saved block by block, so "
         "this is what a kill may cost (default: 30min, longer if no policy is as quick)",
     )
@@ -97,6 +96,8 @@ def _run(args: argparse.Namespace, load: "Load") -> int:
         {"--input": args.input, **engine_flags.files_read(args)},
     )
     engine_flags.check_engine(args)
+    if args.policy != engine_flags.AUTO and args.max_latency is not None:
+        raise InputError(f"--policy is {args.policy}: nothing is searched, so --max-latency cannot take effect")
     source = Source.of(Path(args.input), default_new_tokens=args.max_new_tokens)
     engine_flags.sampling(args)  # wrong values are told before anything is opened
     from runtime.job_log import open_log
@@ -132,7 +133,7 @@ def _answer(args: argparse.Namespace, source: Source, log: "JobLog", load: "Load
     log.check(job)
     with load(args, policy=policy) as engine:
         if policy is None and args.policy == engine_flags.AUTO:
-            _choose(engine, source.workload, args.max_latency)  # the manifest records it
+            _choose(engine, source.workload, args.max_latency or _MOST_BLOCK_S)  # the manifest records it
         origin = {
             "version": costmodel.__version__,
             "input": str(source.path),

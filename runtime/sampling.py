@@ -36,7 +36,7 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int | None = None
     stop: str | Sequence[str] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -51,10 +51,7 @@ class SamplingParams:
         if self.seed is not None:
             _whole("seed", self.seed, least=-_MOST_SEED, most=_MOST_SEED - 1)
         object.__setattr__(self, "stop", _strings("stop", self.stop))
-        if not isinstance(self.stop_token_ids, tuple):
-            raise InputError(f"stop_token_ids is {self.stop_token_ids!r}: a tuple of token ids is expected")
-        for token in self.stop_token_ids:
-            _whole("stop_token_ids", token, least=0)
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if not isinstance(self.ignore_eos, bool):
             raise InputError(f"ignore_eos is {self.ignore_eos!r}: true or false is expected")
 
@@ -86,6 +83,15 @@ def _strings(name: str, value: object) -> tuple[str, ...]:
     if "" in texts:
         raise InputError(f"{name} holds an empty string, which would end every text before it begins: leave it out")
     return tuple(texts)
+
+
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
+    """A sequence of token ids as a tuple."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise InputError(f"{name} is {value!r}: a sequence of token ids is expected")
+    for token in value:
+        _whole(name, token, least=0)
+    return tuple(value)
 
 
 class Sampler:

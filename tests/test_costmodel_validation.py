@@ -64,6 +64,15 @@ def test_the_search_comes_first_then_its_neighbours_and_the_rest(drawn: tuple[Dr
     assert len({json.dumps(one.policy.to_dict()) for one in drawn}) == 30
 
 
+def test_no_two_do_the_same_where_everything_fits_the_first_tier() -> None:
+    roomy = with_overrides(LAPTOP, gpu_memory=4096 * MIB)
+    done = [
+        one.policy.replace(cpu_attention=one.policy.cpu_attention and one.policy.cache.gpu < 1)
+        for one in draw(space(hardware=roomy), count=10, seed=0)
+    ]
+    assert all(one != other for place, one in enumerate(done) for other in done[:place])
+
+
 def test_every_stratum_is_there(drawn: tuple[Drawn, ...]) -> None:
     policies = [one.policy for one in drawn]
     for kind in ("weights", "cache", "activations"):

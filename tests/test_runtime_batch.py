@@ -579,6 +579,19 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.001)
 
 
+def test_a_latency_limit_has_no_effect_where_nothing_is_searched(
+    tmp_path: Path, whole: tuple[Path, dict[str, Any]]
+) -> None:
+    POLICY.save(tmp_path / "policy.json")
+    process = child(
+        whole[0], tmp_path / "out.jsonl", "--policy", str(tmp_path / "policy.json"), "--max-latency", "1min"
+    )
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "nothing is searched, so --max-latency cannot take effect" in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_a_job_killed_in_the_command_resumes_to_exactly_one_line_each(
     tmp_path: Path, whole: tuple[Path, dict[str, Any]]
 ) -> None:

@@ -274,9 +274,9 @@ def _levels(policy: Policy, space: Space) -> list[Any]:
 
 
 def _distinct(drawn: Iterable[Drawn], besides: Sequence[Drawn] = ()) -> list[Drawn]:
-    """The first of every policy that comes several times."""
+    """The first of every policy that comes several times, or of several that do the same."""
     kept: list[Drawn] = []
     for one in drawn:
-        if all(one.policy != other.policy for other in (*besides, *kept)):
+        if all(_plain(one.policy) != _plain(other.policy) for other in (*besides, *kept)):
             kept.append(one)
     return kept
