@@ -30,7 +30,7 @@ def stages_of(tmp_path: Path, runs: int = 3) -> list[Stage]:
     """The stages of the plan with a model, a profile and runs that take no time."""
     model = f"dummy:{tmp_path / 'tiny.json'}"
     profile, *validations, _ = gpu_stages._of_model(
-        "opt-125m", "quick", capped=("1MiB", "1MiB"), runs=(runs, 1), max_seconds=1, limits=True
+        "opt-125m", "quick", capped=("14MiB", "1MiB"), runs=(runs, 1), max_seconds=1, limits=True
     )
     found: list[Stage] = [
         Stage(
@@ -47,7 +47,7 @@ def stages_of(tmp_path: Path, runs: int = 3) -> list[Stage]:
         command = [swaps.get(word, word) for word in one.command]
         command[command.index("--runs") + 1] = str(one.runs)
         if "--gpu-memory" not in command:
-            command += ["--gpu-memory", "4MiB"]
+            command += ["--gpu-memory", "17MiB"]
         found.append(
             Validating(
                 name=one.name,
@@ -73,11 +73,11 @@ def test_the_loop_runs_to_its_end_and_says_where(
     monkeypatch.setattr(gpu_loop, "plan", lambda device: stages_of(tmp_path))
     assert call(place) == 0
     told = capfd.readouterr().out
-    assert "[2/3] validate-opt-125m-capped: 3 policies in 1MiB + 1MiB" in told
+    assert "[2/3] validate-opt-125m-capped: 3 policies in 14MiB + 1MiB" in told
     assert "all 3 stages are done" in told
     found = Validation.from_file(place.result("validate-opt-125m-capped"))
     assert len(found.measurements) == 3
-    assert found.hardware.capacity_bytes["gpu"] == 2**20
+    assert found.hardware.capacity_bytes["gpu"] == 14 * 2**20
     record = json.loads(place.result("loop").read_text())
     assert record["schema"] == "tierwise.gpu-loop/1"
     assert record["stages"]["validate-opt-125m-capped"]["state"] == "3 of 3 runs"

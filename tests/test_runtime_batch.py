@@ -622,21 +622,28 @@ import torch
 torch.set_num_threads(1)
 import test_runtime_batch as tests
 
-def killed(output, after_s):
+def started(output):
     pid = os.fork()
     if pid == 0:
         try:
             tests.run(source, output, resume=True)
         finally:
             os._exit(0)
+    return pid
+
+def killed(output, after_s):
+    pid = started(output)
     time.sleep(after_s)
     os.kill(pid, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 source, chance = Path(sys.argv[1]), random.Random(1)
 tests.byte_level(chat=True)
-for name in sys.argv[2:]:
-    print(sum(killed(Path(name), chance.random() * 0.06) for _ in range(5)))
+began = time.perf_counter()
+os.waitpid(started(Path(sys.argv[2])), 0)
+whole_s = time.perf_counter() - began
+for name in sys.argv[3:]:
+    print(sum(killed(Path(name), chance.random() * 0.7 * whole_s) for _ in range(5)))
 """
 
 
@@ -645,7 +652,7 @@ def test_a_job_killed_anywhere_resumes_to_exactly_one_line_each(
 ) -> None:
     """Many kills at any point of a run: of copies of a process that has everything loaded."""
     source, expected = whole
-    outputs = [tmp_path / f"out{number}.jsonl" for number in range(9)]
+    outputs = [tmp_path / f"out{number}.jsonl" for number in range(10)]
     code = FORKING.format(root=str(ROOT), tests=str(ROOT / "tests"))
     command = [sys.executable, "-c", code, str(source), *map(str, outputs)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
