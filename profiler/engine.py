@@ -1,10 +1,12 @@
 """Timing the engine itself: what it takes of a layer and batch in decode when there is next to nothing to compute.
 
-A model of a few narrow layers is run as any other is. On a CPU a product over more weights than its caches hold comes
-between two layers, as it does in a model worth offloading: code and small tensors are then read from memory again,
-which doubles the time.
+A model of a few narrow layers is run as any other is. On a CPU a product over as many weights as a layer of the real
+model has comes between two of them: where it fills the caches, code and small tensors are read from memory again, which
+doubles the time.
 """
 
+import itertools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -69,16 +71,22 @@ class EngineLayers:
         return readings
 
     def _between(self) -> Callable[[], None]:
-        """What comes between two layers; nothing on a GPU, which leaves the caches of the launching CPU alone."""
+        """What comes between two layers: one as wide as the model's, of as many as no cache holds, in turn.
+
+        Nothing on a GPU, which leaves the caches of the launching CPU alone.
+        """
         if self.device.type != "cpu":
             return lambda: None
-        hidden = self.effort.hidden_size
-        rows = max(1, self.effort.working_set_bytes // (2 * hidden * self.dtype.itemsize))
-        others = layers.Linear(weight=random_weights(rows, hidden, self.dtype, self.device))
+        hidden, ffn = self.effort.hidden_size, self.effort.ffn_size
+        rows = 4 * hidden + 2 * ffn  # of a layer, each as wide as the hidden states
+        layer_bytes = rows * hidden * self.dtype.itemsize
+        count = math.ceil(self.effort.working_set_bytes / layer_bytes)
+        others = [layers.Linear(weight=random_weights(rows, hidden, self.dtype, self.device)) for _ in range(count)]
+        turns = itertools.cycle(others)
         states = random_weights(1, hidden, self.dtype, self.device)
 
         def product() -> None:
-            layers.linear(states, others)
+            layers.linear(states, next(turns))
 
         return product
 

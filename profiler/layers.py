@@ -142,7 +142,7 @@ class Quantization:
                 at={**at, "hidden": hidden, "rows": rows},
                 unit="FLOP/s",
                 work=2.0 * hidden * (hidden + 2 * ffn) * rows,
-                body=products(weights, narrow[:rows], wide[:rows]),
+                body=products([weights], narrow[:rows], wide[:rows]),
             )
 
     def _attention(self, at: Place) -> Task:

@@ -15,7 +15,7 @@ from costmodel.formulations.base import LINKS
 from costmodel.policy import TIERS, splits_from_percent
 from costmodel.validation.statistics import COMPARED, compared_s
 from costmodel.workload import Workload
-from runtime import engine_flags, progress_bar
+from runtime import engine_flags
 
 if TYPE_CHECKING:
     from costmodel.measurement import Measurement
@@ -34,7 +34,6 @@ examples:
 exit codes: 0 done, 2 bad input, 3 nothing fits, 5 the disk failed, 130 interrupted
 """
 
-_SEED = 1
 _MOST_BLOCK_S = 600.0
 
 
@@ -49,7 +48,8 @@ def _parser(prog: str) -> parsing.Parser:
         usage="%(prog)s --model MODEL [flags]",
         description=(
             "Run one block of random prompts (or --num-prompts) under a policy and print what was\n"
-            "predicted beside what was measured."
+            "predicted beside what was measured. A short block is run once before, not counted: what\n"
+            "happens only the first time is no property of the policy."
         ),
         epilog=EPILOG,
     )
@@ -122,10 +122,8 @@ def _fixed(args: argparse.Namespace) -> dict[str, Any]:
 
 def _measure(args: argparse.Namespace, fixed: dict[str, Any]) -> "Measurement":
     engine_flags.require_torch()
-    import torch
-
+    from runtime import trial
     from runtime.machine import USABLE_FRACTION
-    from runtime.sampling import SamplingParams
 
     workload = Workload(
         prompt_len=args.prompt_len,
@@ -135,16 +133,7 @@ def _measure(args: argparse.Namespace, fixed: dict[str, Any]) -> "Measurement":
     )
     fraction = args.usable_fraction or USABLE_FRACTION
     with engine_flags.load_engine(args, fixed=fixed, usable_fraction=fraction) as llm:
-        plan = llm.prepare(workload)
-        assert plan is not None
-        count = args.num_prompts or plan.policy.block_size
-        generator = torch.Generator().manual_seed(_SEED)
-        prompts = torch.randint(llm.vocab_size, (count, args.prompt_len), generator=generator).tolist()
-        params = SamplingParams(max_new_tokens=args.gen_len, ignore_eos=True)
-        with progress_bar.tokens("generating") as report:
-            llm.generate(prompts, params, on_progress=report)
-        assert llm.measurement is not None
-        return llm.measurement
+        return trial.measure(llm, workload, title="generating")
 
 
 def show(measurement: "Measurement", written: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ Any offset and length will do: the unaligned ends of a transfer take the buffere
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +208,34 @@ class DiskPool:
         """Start writing a contiguous host tensor at ``offset``; ``direct=False``: into the page cache."""
         return self._start("disk_write", file, offset, out_of, direct, name)
 
+    def read_pages(
+        self, file: DiskFile, places: Sequence[tuple[int, int]], into: torch.Tensor, *, name: str = "read"
+    ) -> OnThreads:
+        """Start reading many small (offset, bytes) one behind the other into a contiguous host tensor.
+
+        Every thread takes a share of them: to hand each over by itself takes three times as long as reading a page.
+        """
+        buffer, address = _memory(into), into.data_ptr()
+        shares: list[list[tuple[int, memoryview, bool]]] = [[] for _ in range(min(self.threads, len(places)))]
+        start = 0
+        for number, (offset, nbytes) in enumerate(places):
+            share = shares[number * len(shares) // len(places)]
+            for piece in pieces(offset, nbytes, address + start, chunk_bytes=self.chunk_bytes, direct=file.direct):
+                share.append((offset + piece.start, buffer[start + piece.start : start + piece.stop], piece.direct))
+            start += nbytes
+
+        def moved(share: list[tuple[int, memoryview, bool]]) -> None:
+            began = time.perf_counter()
+            for offset, part, direct in share:
+                file.read(part, offset, direct=direct)
+            self._observe("disk_read", name, began, sum(len(part) for _, part, _ in share))
+
+        return OnThreads([self._pool.submit(moved, share) for share in shares])
+
+    def _observe(self, link: Resource, name: str, began: float, nbytes: int) -> None:
+        if self._observer is not None:
+            self._observer(link, name, began, time.perf_counter(), nbytes)
+
     def _start(
         self, link: Resource, file: DiskFile, offset: int, tensor: torch.Tensor, direct: bool, name: str
     ) -> OnThreads:
@@ -219,8 +247,7 @@ class DiskPool:
         def moved(piece: Piece) -> None:
             began = time.perf_counter()
             move(buffer[piece.start : piece.stop], offset + piece.start, direct=piece.direct)
-            if self._observer is not None:
-                self._observer(link, name, began, time.perf_counter(), piece.stop - piece.start)
+            self._observe(link, name, began, piece.stop - piece.start)
 
         return OnThreads([self._pool.submit(moved, piece) for piece in cut])
 

@@ -19,6 +19,7 @@ from runtime import progress_bar
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
+    from runtime.llm import LLM
     from runtime.plan import Plan
     from runtime.sampling import SamplingParams
 
@@ -170,7 +171,7 @@ def sampling(args: argparse.Namespace) -> "SamplingParams":
 
 
 @contextmanager
-def load_engine(args: argparse.Namespace, *, policy: Policy | None = None, **options: Any) -> "Iterator[Engine]":
+def load_engine(args: argparse.Namespace, *, policy: Policy | None = None, **options: Any) -> "Iterator[LLM]":
     """The engine that the flags describe; ``policy`` stands in for ``--policy auto`` where it is known already.
 
     ``options`` are further arguments of :class:`runtime.llm.LLM`.

@@ -61,22 +61,17 @@ class Table:
         found = torch.empty((len(unique), self._width), dtype=self._dtype)
         rooms = round_up(self._row_bytes) + ALIGNMENT  # a row may begin in one page and end in another
         buffer = host_buffer(max(BUFFER_BYTES, rooms))
+        pages, rows = buffer.numpy(), found.view(torch.uint8).numpy()  # a copy by numpy takes 1 µs, by torch 20
+        numbers = unique.tolist()
         for fill in _fills(_runs(unique, self._row_bytes), buffer.nbytes):
-            reading, start = [], 0
+            places = [(self._file_offset + run.offset, run.pages_bytes) for run in fill]
+            self._movers.disk.read_pages(self._file, places, buffer, name="embedding rows").synchronize()
+            first_byte = 0
             for run in fill:
-                into = buffer[start : start + run.pages_bytes]
-                reading.append(
-                    self._movers.disk.read(self._file, self._file_offset + run.offset, into, name="embedding rows")
-                )
-                start += run.pages_bytes
-            start = 0
-            for run, read in zip(fill, reading, strict=True):
-                read.synchronize()
-                skip = start + run.first_row * self._row_bytes - run.offset
-                read_rows = buffer[skip : skip + run.num_rows * self._row_bytes].view(self._dtype)
-                some = slice(run.start, run.stop)
-                found[some] = read_rows.view(-1, self._width)[unique[some] - run.first_row]
-                start += run.pages_bytes
+                for number in range(run.start, run.stop):
+                    begin = first_byte + numbers[number] * self._row_bytes - run.offset
+                    rows[number] = pages[begin : begin + self._row_bytes]
+                first_byte += run.pages_bytes
         return found[inverse]
 
 
@@ -84,13 +79,11 @@ class Table:
 class _Run:
     """Wanted rows ``start`` to ``stop`` of a sorted list, which lie in neighbouring pages.
 
-    They are among ``num_rows`` rows of the table from ``first_row`` on; ``pages_bytes`` from ``offset`` on hold them.
+    ``pages_bytes`` from ``offset`` on hold them.
     """
 
     start: int
     stop: int
-    first_row: int
-    num_rows: int
     offset: int
     pages_bytes: int
 
@@ -100,17 +93,16 @@ def _runs(rows: Tensor, row_bytes: int) -> Iterator[_Run]:
     begins = rows * row_bytes // ALIGNMENT * ALIGNMENT
     ends = -(-(rows + 1) * row_bytes // ALIGNMENT) * ALIGNMENT
     follows = (begins[1:] <= ends[:-1]).tolist()
-    numbers, offsets, stops = rows.tolist(), begins.tolist(), ends.tolist()
+    offsets, stops = begins.tolist(), ends.tolist()
     start = 0
-    for position in range(1, len(numbers) + 1):
+    for position in range(1, len(offsets) + 1):
         if (
-            position < len(numbers)
+            position < len(offsets)
             and follows[position - 1]
             and stops[position] - offsets[start] <= max(RUN_BYTES, round_up(row_bytes) + ALIGNMENT)
         ):
             continue
-        first, last = numbers[start], numbers[position - 1]
-        yield _Run(start, position, first, last - first + 1, offsets[start], stops[position - 1] - offsets[start])
+        yield _Run(start, position, offsets[start], stops[position - 1] - offsets[start])
         start = position
 
 

@@ -38,6 +38,15 @@ class Timeline:
             self.bytes_moved: dict[str, float] = dict.fromkeys(map(str, LINKS), 0.0)
             self._phase = PHASES[0]
 
+    def clear(self) -> None:
+        """Forget everything: what follows is as of a new one."""
+        self.reset()
+        with self._lock:
+            if self._events is not None:
+                self._events = []
+            self.dropped_events = 0
+            self.began = time.perf_counter()
+
     def enter(self, phase: str) -> None:
         """What is added from now on belongs to this phase."""
         with self._lock:

@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import torch
-
 from costmodel import units, words
 from costmodel.estimate import estimate
 from costmodel.measurement import Measurement
@@ -13,16 +11,12 @@ from costmodel.model import BYTES_PER_VALUE
 from costmodel.policy import Policy
 from costmodel.validation import Drawn, Validation
 from costmodel.workload import Workload
-from runtime import progress_bar
+from runtime import trial
 from runtime.llm import LLM
 from runtime.memory_release import release
-from runtime.sampling import SamplingParams
 
 Engines = Callable[[Policy], AbstractContextManager[LLM]]
 Say = Callable[[str], None]
-
-_SEED = 1
-_WARM_UP_TOKENS = 2
 
 FIRST_PACE = 1.5
 """By how much runs may take longer than expected, until the first of a process has shown it."""
@@ -64,11 +58,9 @@ def run_all(
         if limit is not None and not limit.allows(expected_s if warm else 2 * expected_s):
             say(f"no time is left for the next run, which should take {units.format_seconds(expected_s)}")
             break
-        if not warm:  # what a process does once (threads, kernels chosen at their first call) belongs to no policy
-            _run(drawn.policy.replace(gpu_batch_size=1, num_gpu_batches=1), engines, workload, warm_up=True)
-            warm = True
         began = time.monotonic()
-        found = _run(drawn.policy, engines, workload)
+        found = _run(drawn.policy, engines, workload, warm_up=not warm)
+        warm = True
         if limit is not None:
             limit.learn(expected_s, time.monotonic() - began)
         validation = validation.with_run(found)
@@ -78,7 +70,7 @@ def run_all(
 
 
 def _expectation(any_policy: Policy, engines: Engines, workload: Workload) -> Callable[[Policy], float]:
-    """Seconds of a policy's run: weights that stay in memory are read from the disk, then comes the block."""
+    """Seconds of a policy's run: weights that stay in memory are read from the disk, then a short block runs twice."""
     with engines(any_policy) as engine:
         model, hardware = engine.spec, engine.hardware
         wider = engine.dtype.itemsize / BYTES_PER_VALUE
@@ -87,7 +79,8 @@ def _expectation(any_policy: Policy, engines: Engines, workload: Workload) -> Ca
         cost = estimate(policy, hardware=hardware, model=model, workload=workload)
         layers = model.num_layers * model.layer_weight_bytes(compressed=policy.compress_weights)
         kept = (model.embedding_bytes + model.head_bytes + layers) * (1 - policy.weights.disk) * wider
-        return kept / hardware.links.disk_read.bytes_per_s.effective + cost.latency_s
+        loading_s = kept / hardware.links.disk_read.bytes_per_s.effective
+        return loading_s + (2 if trial.is_short(cost.latency_s) else 1) * cost.latency_s
 
     return expected_s
 
@@ -102,17 +95,10 @@ def run_line(number: int, count: int, drawn: Drawn, found: Measurement) -> str:
     return f"{number:>{width}}/{count}  {pace}  {about}"
 
 
-def _run(policy: Policy, engines: Engines, workload: Workload, *, warm_up: bool = False) -> Measurement:
+def _run(policy: Policy, engines: Engines, workload: Workload, *, warm_up: bool) -> Measurement:
     """One block of random prompts; memory that it held is given back before and after."""
     with _released(), engines(policy) as engine:
-        generator = torch.Generator().manual_seed(_SEED)
-        size = (policy.block_size, workload.prompt_len)
-        prompts = torch.randint(engine.vocab_size, size, generator=generator).tolist()
-        most = min(workload.gen_len, _WARM_UP_TOKENS) if warm_up else workload.gen_len
-        with progress_bar.tokens("warming up" if warm_up else "running") as report:
-            engine.generate(prompts, SamplingParams(max_new_tokens=most, ignore_eos=True), on_progress=report)
-        assert engine.measurement is not None
-        return engine.measurement
+        return trial.measure(engine, workload, title="running", warm_up=warm_up)
 
 
 @contextmanager

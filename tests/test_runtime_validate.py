@@ -85,7 +85,7 @@ def test_an_interrupted_validation_goes_on(
     real, calls = LLM.generate, iter(range(100))
 
     def generate(self: LLM, *args: Any, **options: Any) -> Any:
-        if next(calls) == 3:  # the warm-up and two runs went well
+        if next(calls) == 4:  # two runs went well, each with its warm-up
             raise KeyboardInterrupt
         return real(self, *args, **options)
 
