@@ -42,7 +42,8 @@ class Gpu:
     """The first tier and the processor that computes from it (on a machine without a GPU, the CPU).
 
     ``attention_flops_per_s`` is the rate of prefill attention, softmax and masking included.
-    ``dequantize_values_per_s`` counts 4-bit values turned into fp16 (or the other way).
+    ``dequantize_values_per_s`` counts 4-bit values turned into 16 bits, ``quantize_values_per_s`` the other way
+    (absent: as fast).
     ``compressed_matmul_flops_per_s`` is the rate of products with 4-bit weights, whatever is expanded included; absent:
     a layer's weights are expanded at ``dequantize_values_per_s``, then multiplied. ``layer_launch_s`` is what
     the engine takes of one layer and batch in decode however little there is to compute. What the cache adds to it, 0
@@ -64,6 +65,7 @@ class Gpu:
     compressed_call_s: Seconds | None = None
     carried_call_s: Seconds | None = None
     gather_bytes_per_s: BytesPerSecond | None = None
+    quantize_values_per_s: ValuesPerSecond | None = None
 
     def __post_init__(self) -> None:
         _positive(
@@ -76,6 +78,7 @@ class Gpu:
                 "matmul_flops_per_s",
                 "attention_flops_per_s",
                 "dequantize_values_per_s",
+                "quantize_values_per_s",
             ),
         )
 

@@ -69,6 +69,7 @@ def _gpu(found: Profile, name: str) -> Gpu:
         compressed_call_s=_beyond(found, engine.COMPRESSED),
         carried_call_s=_beyond(found, engine.CARRIED),
         gather_bytes_per_s=_gathering(found),
+        quantize_values_per_s=_middle(results.select("quantize", **on)),
     )
 
 

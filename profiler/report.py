@@ -23,6 +23,7 @@ _ROWS = (
     ("decode attention, tier 1", "gpu.memory_bytes_per_s", "bytes/s"),
     ("decode attention, CPU", "cpu.attention_bytes_per_s", "bytes/s"),
     ("4-bit expansion", "gpu.dequantize_values_per_s", "values/s"),
+    ("rounding to 4 bits", "gpu.quantize_values_per_s", "values/s"),
     ("launch of a layer", "gpu.layer_launch_s", "s"),
     ("  with a carried cache", "gpu.carried_call_s", "s"),
     ("  with a 4-bit cache", "gpu.compressed_call_s", "s"),

@@ -39,7 +39,10 @@ against 37 at 128. At 1 row it also beats plain bf16, 0.9 against 3.2 ms. (AMD E
 2.13, one thread, least of 20, other programs running: trust the ratios.)"""
 
 CHUNK_VALUES = 2**21
-"""Values converted at a time on a CPU: 4 MiB in bf16 stay in cache between the passes over them."""
+"""Values expanded at a time on a CPU: 4 MiB in bf16 stay in cache between the passes over them."""
+
+ROUNDED_VALUES = 2**19
+"""Values rounded to 4 bits at a time on a CPU, which is done in fp32: 2 MiB. More are a tenth to a third faster."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -182,7 +185,7 @@ def quantize_into(values: Tensor, into: Quantized) -> None:
     """Quantise into given room of the same shape, which may be a view: ``cache.tokens(start, stop)``."""
     if tuple(values.shape) != into.shape:
         raise InputError(f"values have shape {tuple(values.shape)}: the room has {into.shape}")
-    for chunk in _chunks(values):
+    for chunk in _chunks(values, ROUNDED_VALUES):
         for dims, at, groups in _pieces(into.shape[-1], into.group_size):
             q, scale, minimum = _round(_split_last(values[chunk][..., dims], *groups), into.scale.dtype)
             into.packed[chunk][..., at] = _pack(q).flatten(-2)
@@ -201,7 +204,7 @@ def dequantize(quantized: Quantized, *, dtype: torch.dtype, out: Tensor | None =
         out = torch.empty(quantized.shape, dtype=dtype, device=quantized.packed.device)
     elif tuple(out.shape) != quantized.shape or out.dtype != dtype:
         raise InputError(f"out is {out.dtype} {tuple(out.shape)}: it must be {dtype} {quantized.shape}")
-    for chunk in _chunks(out):
+    for chunk in _chunks(out, CHUNK_VALUES):
         for dims, at, (count, size) in _pieces(quantized.shape[-1], quantized.group_size):
             first = dims.start // quantized.group_size
             scale, minimum = (
@@ -330,28 +333,31 @@ def _signed(q: Tensor) -> Tensor:
 
 
 def _round(groups: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Integers (…, groups, size), scale and minimum (…, groups) of values (…, groups, size)."""
+    """Integers (…, groups, size) in fp32, scale and minimum (…, groups) of values (…, groups, size)."""
     largest = torch.finfo(dtype).max
     # In bf16 q · scale is rounded by itself (see dequantize), so that the range must be finite too.
     limit = largest / 2 if dtype == torch.bfloat16 else largest
-    values = groups.float().clamp(-limit, limit)
-    minimum = values.amin(-1).to(dtype)
-    scale = ((values.amax(-1) - minimum.float()) / LEVELS).clamp(min=0).to(dtype)
+    values = groups.to(torch.float32, copy=True).clamp_(-limit, limit)
+    minimum = values.amin(-1).to(dtype)  # aminmax takes ten times as long on a CPU
+    scale = ((values.amax(-1) - minimum.float()) / LEVELS).clamp_(min=0).to(dtype)
     top = LEVELS * scale.float()
     overflows = (top > largest) | (top + minimum.float() > largest)
     smaller = (scale.view(torch.int16) - 1).view(dtype)  # the next 16-bit float towards 0
     scale = torch.where(overflows, smaller, scale)
     step = torch.where(scale == 0, 1, scale).float().unsqueeze(-1)
     q = values.sub_(minimum.float().unsqueeze(-1)).div_(step).round_().clamp_(0, LEVELS)
-    return q.to(torch.uint8), scale, minimum
+    return q, scale, minimum
 
 
 def _pack(q: Tensor) -> Tensor:
-    """Bytes (…, ceil(size / 2)) of integers (…, size): the first half low, the second half high."""
+    """Bytes (…, ceil(size / 2)) of integers (…, size) in fp32: the first half low, the second half high.
+
+    They are put together before they are bytes: half as many to convert, and nothing to shift.
+    """
     half = (q.shape[-1] + 1) // 2
-    packed = q[..., :half].clone()
-    packed[..., : q.shape[-1] - half] |= q[..., half:] << 4
-    return packed
+    packed = q[..., :half]
+    packed[..., : q.shape[-1] - half].add_(q[..., half:], alpha=16)
+    return packed.to(torch.uint8)
 
 
 def _unround(packed: Tensor, scale: Tensor, minimum: Tensor, out: Tensor) -> None:
@@ -385,12 +391,12 @@ def _pieces(dim: int, group_size: int) -> Iterator[tuple[slice, slice, tuple[int
         yield slice(dims, dim), slice(at, at + (rest + 1) // 2), (1, rest)
 
 
-def _chunks(values: Tensor) -> Iterator[slice]:
-    """Slices of the first dimension that fit a CPU's caches; all of it elsewhere."""
+def _chunks(values: Tensor, most: int) -> Iterator[slice]:
+    """Slices of the first dimension of about ``most`` values, which fit a CPU's caches; all of it elsewhere."""
     if values.dim() == 1 or values.device.type != "cpu":
         yield slice(None)
         return
-    step = max(1, CHUNK_VALUES * len(values) // max(1, values.numel()))
+    step = max(1, most * len(values) // max(1, values.numel()))
     for first in range(0, len(values), step):
         yield slice(first, first + step)
 

@@ -310,6 +310,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
     w, c, a = policy.weights, policy.cache, policy.activations
     gpu, cpu, links, engine = hardware.gpu, hardware.cpu, hardware.links, hardware.engine
     bandwidth, expand = gpu.memory_bytes_per_s.effective, gpu.dequantize_values_per_s.effective
+    round_off = expand if gpu.quantize_values_per_s is None else gpu.quantize_values_per_s.effective
     straight = gpu.kind in ("cpu", "metal")
     query, kv = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
     attention_params = 2 * h * query + h * kv
@@ -360,7 +361,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         one = seconds["attention"]
         one["compute"] += k * layers * products(attention_params, tokens)
         if policy.compress_cache:
-            one["compute"] += layers * prompts * tokens * kv / expand
+            one["compute"] += layers * prompts * tokens * kv / round_off
         new_bytes = layers * prompts * tokens * kv * cache_value
         wires = {name: getattr(links, path) for name, path in PATHS.items()}
         transfers = layers * k * (c.cpu + c.disk)
@@ -625,6 +626,7 @@ BETTER = [
     "gpu.attention_flops_per_s",
     "gpu.dequantize_values_per_s",
     "gpu.gather_bytes_per_s",
+    "gpu.quantize_values_per_s",
     "cpu.attention_bytes_per_s",
     "cpu.dequantize_values_per_s",
     *(f"links.{name}.{rate}" for name in PATHS.values() for rate in ("bytes_per_s", "cache_bytes_per_s")),

@@ -54,6 +54,7 @@ def machine_readings(device: str = "cpu") -> list[Reading]:
         place = ("device", processor)
         rates = {128: 5e9, 512: 6e9, 2048: 7e9}
         found += readings("decode_attention", "bytes/s", {(place, ("context", n)): (r, 1.0) for n, r in rates.items()})
+        found += readings("quantize", "values/s", {(place,): (3e8, 1.0)})
         found += readings("dequantize", "values/s", {(place,): (9e9, 1.0)})
         # 1/1.2 ns a value, of which two bytes at 6 GB/s take 1/3 ns: half a nanosecond is expansion.
         found += readings("compressed_attention", "values/s", {(place,): (1.2e9, 1.0)})
@@ -131,6 +132,7 @@ def machine() -> Hardware:
         ("gpu.carried_call_s", 2e-4),
         ("gpu.compressed_call_s", 0.0),  # no less than nothing
         ("gpu.gather_bytes_per_s", 3100.0),
+        ("gpu.quantize_values_per_s", 3e8),
         ("cpu.attention_bytes_per_s", 6e9),
         ("cpu.attention_call_s", 1e-5),
         ("disk.memory_bytes", 100 * GiB),

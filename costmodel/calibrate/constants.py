@@ -119,6 +119,13 @@ MACHINE_CONSTANTS: Mapping[str, MachineConstant] = {
             "--prompt-len 512 --gen-len 16",
         ),
         MachineConstant(
+            name="quantize",
+            path="gpu.quantize_values_per_s",
+            what="rounding a cache to 4 bits",
+            run=f"tierwise bench {_ON_GPU} --compress-cache on --gpu-batch-size 16 --num-gpu-batches 1 "
+            "--prompt-len 512 --gen-len 2",
+        ),
+        MachineConstant(
             name="compressed-matmul",
             path="gpu.compressed_matmul_flops_per_s",
             what="products with 4-bit weights",

@@ -57,7 +57,9 @@ def cache_quantize_s(case: Case, tokens: int) -> float:
     """Seconds to write one layer's new cache entries of one prompt in 4 bits."""
     if not case.switches.compress_cache:
         return 0.0
-    return case.model.kv_values_per_token * tokens / case.hardware.gpu.dequantize_values_per_s.effective
+    gpu = case.hardware.gpu
+    rate = gpu.quantize_values_per_s or gpu.dequantize_values_per_s
+    return case.model.kv_values_per_token * tokens / rate.effective
 
 
 def gpu_attention_s(case: Case, context_len: Any) -> Any:
