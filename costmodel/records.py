@@ -88,9 +88,12 @@ def check_schema(data: object, expected: str, *, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f'{where}: a JSON object with "schema": "{expected}" is expected, not {_shown(data)}')
     found = data.get("schema")
+    if found is None:
+        raise InputError(
+            f'{where}: field \'schema\' is missing: such a file has "schema": "{expected}" (docs/file-formats.md)'
+        )
     if found != expected:
-        told = "is missing" if found is None else f"is {_shown(found)}"
-        raise InputError(f"{where}: field 'schema' {told}: this version of tierwise reads \"{expected}\"")
+        raise InputError(f"{where}: field 'schema' is {_shown(found)}: this version of tierwise reads \"{expected}\"")
     return {key: value for key, value in data.items() if key != "schema"}
 
 

@@ -174,8 +174,7 @@ def overfull_lines(measurement: "Measurement") -> list[str]:
     return [
         f"peak {words.memory_name(tier)} is {units.format_bytes(own[tier] - limits[tier])} above the "
         f"{units.format_bytes(limits[tier])} that the plan may use: a lower --usable-fraction leaves more room"
-        for tier in TIERS
-        if own[tier] > limits[tier]
+        for tier in measurement.measured.violations
     ]
 
 

@@ -7,6 +7,9 @@ from costmodel.formulations.base import RESOURCES
 from runtime.execute import BlockTimes
 from runtime.timeline import Timeline
 
+ROUNDED_BYTES = 2**16
+"""What a tier may hold above its limit and not be called overfull: places begin at multiples of 512 B and of a page."""
+
 
 class Meter:
     """Collects the blocks of one job; made when it begins."""
@@ -30,7 +33,7 @@ class Meter:
         decode_s = sum(block.decode_s for block in self.blocks) / count
         job_s = (prefill_s + decode_s) * count
         busy_s = {phase: {r: s / count for r, s in self._timeline.busy_s[phase].items()} for phase in PHASES}
-        violations = tuple(tier for tier, peak in peaks.items() if peak > limits[tier])
+        violations = tuple(tier for tier, peak in peaks.items() if peak > limits[tier] + ROUNDED_BYTES)
         decoded = max(0, generated - prompts) / count
         return Estimate(
             prefill_s=prefill_s,

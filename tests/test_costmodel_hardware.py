@@ -42,7 +42,7 @@ MEMORY, MATMUL = "gpu.memory_bytes", "gpu.matmul_flops_per_s"
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", ABSENT, "field 'schema' is missing: this version of tierwise reads \"tierwise.hardware/1\""),
+        ("schema", ABSENT, 'field \'schema\' is missing: such a file has "schema": "tierwise.hardware/1"'),
         ("schema", "tierwise.hardware/2", "field 'schema' is 'tierwise.hardware/2'"),
         ("gpu", ABSENT, "field 'gpu' is missing"),
         ("gpu", 5, "field 'gpu' is 5"),

@@ -87,7 +87,7 @@ def test_a_failure_names_place_field_and_value(data: object, message: str) -> No
     ("data", "message"),
     [
         ({"schema": "a/2"}, "file.json: field 'schema' is 'a/2': this version of tierwise reads \"a/1\""),
-        ({}, "file.json: field 'schema' is missing: this version of tierwise reads \"a/1\""),
+        ({}, 'file.json: field \'schema\' is missing: such a file has "schema": "a/1" (docs/file-formats.md)'),
         ("a/1", 'file.json: a JSON object with "schema": "a/1" is expected, not \'a/1\''),
     ],
 )

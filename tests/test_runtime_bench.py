@@ -8,6 +8,9 @@ import pytest
 from costmodel.errors import InputError
 from costmodel.policy import Policy, Split
 from runtime import bench
+from runtime.execute import BlockTimes
+from runtime.measure import Meter
+from runtime.timeline import Timeline
 from tests.measured import measured_machine, measurement
 
 IN_MEMORY = Split(gpu=1.0, cpu=0.0, disk=0.0)
@@ -59,12 +62,14 @@ def test_a_tier_that_was_overfull_is_named(capsys: pytest.CaptureFixture[str]) -
     limits = {"gpu": 100 * 2**20, "cpu": 50 * 2**20, "disk": 2**40}
     predicted = dataclasses.replace(run.predicted, limit_bytes=limits)
     for gpu_bytes, cpu_bytes, told in (
-        (limits["gpu"], limits["cpu"], []),
+        (limits["gpu"], limits["cpu"] + 512, []),  # what rounding adds
         (limits["gpu"] + 3 * 2**20, limits["cpu"], ["peak GPU memory is 3 MiB above the 100 MiB"]),
         (0, limits["cpu"] + 2**19, ["peak CPU memory is 512 KiB above the 50 MiB"]),
     ):
         peaks = {"gpu": gpu_bytes, "cpu": cpu_bytes, "disk": 0}
-        took = dataclasses.replace(run.measured, peak_bytes=peaks)
+        meter = Meter(Timeline())
+        meter.add(BlockTimes(prefill_s=1.0, decode_s=1.0, steps=2))
+        took = meter.estimate(2, peaks, limits, prompts=1)
         found = dataclasses.replace(
             run,
             predicted=predicted,
