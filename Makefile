@@ -6,8 +6,8 @@ DEMO_DIR ?= build/demo
 BENCH_GPU_DIR ?= build/bench-gpu
 
 BIN := $(VENV)/bin
-DEMO_MODEL := --model dummy:opt-125m --device cpu --hardware $(DEMO_DIR)/machine.json --offload-dir $(DEMO_DIR)/offload \
-	--gpu-memory 180MiB --cpu-memory 50MiB --prompt-len 64 --gen-len 8
+DEMO_MODEL := --model dummy:opt-350m --device cpu --hardware $(DEMO_DIR)/machine.json --offload-dir $(DEMO_DIR)/offload \
+	--gpu-memory 400MiB --cpu-memory 100MiB --prompt-len 64 --gen-len 8
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CORE := $(VENV)/core.stamp
 RUNTIME := $(VENV)/runtime.stamp
@@ -35,18 +35,18 @@ demo-plan: $(CORE)
 	$(call step,1. On paper: where should OPT-30B live on an NVIDIA T4?)
 	$(BIN)/python -m costmodel.search --gpu t4 --save-policy $(DEMO_DIR)/policy.json --plot $(DEMO_DIR)/search.png
 
-# OPT-125M holds 239 MiB of weights and is given 230 MiB for weights, cache and buffers together.
+# OPT-350M holds 632 MiB of weights and is given 500 MiB for weights, cache and buffers together.
 demo-run: $(RUNTIME)
 	@mkdir -p $(DEMO_DIR)/offload
 	@rm -f $(DEMO_DIR)/validation.json
 	$(call step,2. This machine: what can it really do? Its rates are what the predictions below are made of (20 s))
-	$(BIN)/python -m profiler --quick --device cpu --model opt-125m --offload-dir $(DEMO_DIR)/offload --out $(DEMO_DIR)/machine.json
-	$(call step,3. One run: OPT-125M with random weights (239 MiB) in 180 + 50 MiB of memory; the rest is on disk)
-	@printf 'No GPU is used: 180 MiB of memory play its part and are called GPU below, 50 MiB are the CPU memory beside it.\n'
+	$(BIN)/python -m profiler --quick --device cpu --model opt-350m --offload-dir $(DEMO_DIR)/offload --out $(DEMO_DIR)/machine.json
+	$(call step,3. One run: OPT-350M with random weights (632 MiB) in 400 + 100 MiB of memory; the rest is on disk)
+	@printf 'No GPU is used: 400 MiB of memory play its part and are called GPU below, 100 MiB are the CPU memory beside it.\n'
 	@printf 'The best policy for them is searched and predicted, then run; 1.000 in the last column is a perfect prediction.\n\n'
 	$(BIN)/python -m runtime.bench $(DEMO_MODEL) --num-prompts 16
-	$(call step,4. The check: 12 policies$(comma) good and bad ones$(comma) each predicted and then run (about a minute))
-	$(BIN)/python -m runtime.validate $(DEMO_MODEL) --runs 12 --max-seconds 5s --out $(DEMO_DIR)/validation.json --plot $(DEMO_DIR)/validation.png
+	$(call step,4. The check: 12 policies$(comma) good and bad ones$(comma) each predicted and then run (about two minutes))
+	$(BIN)/python -m runtime.validate $(DEMO_MODEL) --runs 12 --max-seconds 8s --out $(DEMO_DIR)/validation.json --plot $(DEMO_DIR)/validation.png
 
 test: lint ## check style, types and imports, then run the tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
