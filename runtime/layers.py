@@ -148,23 +148,33 @@ class HeadWeights:
 
 
 def linear(x: Tensor, weights: Linear) -> Tensor:
-    """``x @ weight.T + bias`` over the last dimension, from a plain or a 4-bit weight."""
+    """``x @ weight.T + bias`` over the last dimension, from a plain or a 4-bit weight, each part into its columns."""
     weight, bias = weights.weight, weights.bias
+    rows = x.reshape(-1, x.shape[-1])  # as one matrix: torch multiplies copies of the weight for (batch, 1, in)
     if not isinstance(weight, RowParts):
-        return _product(x, weight, bias)
-    products, first = [], 0
+        return _product(rows, weight, bias).view(*x.shape[:-1], -1)
+    out = rows.new_empty((len(rows), sum(map(_out_features, weight.parts))))
+    first = 0
     for part in weight.parts:
-        last = first + (part.out_features if isinstance(part, Quantized4bitLinear) else part.shape[0])
-        products.append(_product(x, part, None if bias is None else bias[first:last]))
+        last = first + _out_features(part)
+        _product(rows, part, None if bias is None else bias[first:last], out=out[:, first:last])
         first = last
-    return torch.cat(products, dim=-1)
+    return out.view(*x.shape[:-1], -1)
 
 
-def _product(x: Tensor, weight: Tensor | Quantized4bitLinear, bias: Tensor | None) -> Tensor:
+def _out_features(part: Tensor | Quantized4bitLinear) -> int:
+    return part.out_features if isinstance(part, Quantized4bitLinear) else part.shape[0]
+
+
+def _product(
+    rows: Tensor, weight: Tensor | Quantized4bitLinear, bias: Tensor | None, *, out: Tensor | None = None
+) -> Tensor:
+    """Of rows (rows, in); ``out`` (rows, out) may be columns of a wider matrix."""
     if isinstance(weight, Quantized4bitLinear):
-        return quantization.linear_4bit(x, weight, bias)
-    # As one matrix: given (batch, 1, in) that is not contiguous, torch multiplies batch copies of the weight.
-    return functional.linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+        return quantization.linear_4bit(rows, weight, bias, out=out)
+    if out is None:
+        return functional.linear(rows, weight, bias)
+    return torch.mm(rows, weight.T, out=out) if bias is None else torch.addmm(bias, rows, weight.T, out=out)
 
 
 def normalize(x: Tensor, norm: Norm | None) -> Tensor:

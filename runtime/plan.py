@@ -20,6 +20,10 @@ LOSSLESS = {"compress_weights": False, "compress_cache": False}
 """What policy "auto" does unless it is told otherwise: no answer should be worse than the model."""
 
 
+_DECIDED = {"splits", "gpu_batch_size", "num_gpu_batches"}
+"""Arguments of the search which together leave it nothing to decide but switches that are not given."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The policy that is run, for which prompts it was chosen, and what it is predicted to cost."""
@@ -43,7 +47,11 @@ class Planner:
     def best(self, workload: Workload, fixed: Mapping[str, Any], say: Callable[[str], None]) -> Policy:
         """The policy with the highest throughput; ``fixed`` are arguments of the search, which compresses nothing
         unless they say so."""
-        say(f"searching the best policy for {self._model.name} on {self._hardware.name}")
+        searched = _DECIDED - fixed.keys()
+        say(
+            f"{'searching the best' if searched else 'checking the given'} policy for {self._model.name} "
+            f"on {self._hardware.name}"
+        )
         # The number of prompts is known only for now: the policy serves whatever comes.
         found = search(
             hardware=self._hardware,

@@ -10,6 +10,7 @@ a cache. The scale and the minimum are 16-bit, so that a group of 64 takes 4.5 b
 same numbers in the order in which ATen's CPU kernel reads a weight.
 """
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -254,32 +255,34 @@ def dequantize_linear(weight: Quantized4bitLinear, *, dtype: torch.dtype) -> Ten
     return columns[:, : weight.out_features].T
 
 
-def linear_4bit(x: Tensor, weight: Quantized4bitLinear, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` for x (…, in_features) gives (…, out_features) in the type of x.
+def linear_4bit(
+    rows: Tensor, weight: Quantized4bitLinear, bias: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor:
+    """``rows @ weight.T + bias`` for rows (rows, in_features) gives (rows, out_features) in their type, in ``out``.
 
     Few rows of bf16 on a CPU go through ATen's int4 kernel (:data:`INT4_KERNEL_ROWS`); all else
-    dequantises in the type of x and multiplies: on a CPU a few columns at a time, so that the
+    dequantises in the type of the rows and multiplies: on a CPU a few columns at a time, so that the
     dequantised weight never leaves its caches.
     """
-    rows = x.reshape(-1, weight.in_features)
-    if len(rows) <= INT4_KERNEL_ROWS and kernel_takes(weight, x):
+    if out is None:
+        out = rows.new_empty((len(rows), weight.out_features))
+    if len(rows) <= INT4_KERNEL_ROWS and kernel_takes(weight, rows):
         packed = weight.packed.view(-1, weight.in_features // 2)
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows.contiguous(), packed, weight.group_size, weight.scales_and_zeros
         )
-        out = out[:, : weight.out_features]
-        if bias is not None:
-            out += bias
-    else:
-        out = rows.new_empty((len(rows), weight.out_features))
-        first = 0
-        for columns in _dequantized_columns(weight, x.dtype):
-            last = min(first + columns.shape[1], weight.out_features)
-            part = columns[:, : last - first]
-            out[:, first:last] = rows @ part if bias is None else torch.addmm(bias[first:last], rows, part)
-            first = last
-    shaped: Tensor = out.reshape(*x.shape[:-1], weight.out_features)
-    return shaped
+        product = product[:, : weight.out_features]
+        return out.copy_(product) if bias is None else torch.add(product, bias, out=out)
+    first = 0
+    for columns in _dequantized_columns(weight, rows.dtype):
+        last = min(first + columns.shape[1], weight.out_features)
+        part, place = columns[:, : last - first], out[:, first:last]
+        if bias is None:
+            torch.mm(rows, part, out=place)
+        else:
+            torch.addmm(bias[first:last], rows, part, out=place)
+        first = last
+    return out
 
 
 def kernel_takes(weight: Quantized4bitLinear, x: Tensor) -> bool:
@@ -302,21 +305,41 @@ def _kernel_has_our_order() -> bool:
     return bool(torch.equal(packed.view(-1), ours.reshape(-1)))
 
 
+class _Scratch(threading.local):
+    """Memory of each thread that weights are expanded in: kept, because memory taken anew for every matrix leaves holes
+    of its size all over the C library's heap."""
+
+    memory = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, nbytes: int) -> Tensor:
+        if self.memory.nbytes < nbytes:
+            self.memory = torch.empty(0, dtype=torch.uint8)  # the old one goes first
+            self.memory = torch.empty(nbytes, dtype=torch.uint8)
+        return self.memory[:nbytes]
+
+
+_scratch = _Scratch()
+
+
 def _dequantized_columns(weight: Quantized4bitLinear, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The transposed weight (in_features, columns of some blocks) part by part, in one buffer that is reused."""
+    """The transposed weight (in_features, columns of some blocks) part by part, in memory that this thread reuses."""
     packed, group_size, in_features = weight.packed, weight.group_size, weight.in_features
     scale, zero = (part.contiguous().to(dtype) for part in weight.scales_and_zeros.unbind(-1))
-    blocks = packed.shape[0]
-    step = blocks if packed.device.type != "cpu" else max(1, CHUNK_VALUES // (in_features * LINEAR_BLOCK))
+    blocks, on_cpu = packed.shape[0], packed.device.type == "cpu"
+    step = min(blocks, max(1, CHUNK_VALUES // (in_features * LINEAR_BLOCK))) if on_cpu else blocks
     half = LINEAR_BLOCK // 2
-    buffer = torch.empty((in_features * min(step, blocks) * LINEAR_BLOCK,), dtype=dtype, device=packed.device)
+    values, integers = in_features * step * LINEAR_BLOCK, in_features * step * half
+    nbytes = values * dtype.itemsize + integers
+    memory = _scratch.take(nbytes) if on_cpu else torch.empty(nbytes, dtype=torch.uint8, device=packed.device)
+    buffer, q = memory[:-integers].view(dtype), memory[-integers:]
     for first in range(0, blocks, step):
         part = packed[first : first + step]
         count = len(part) * LINEAR_BLOCK
         columns = buffer[: in_features * count].view(in_features, count)
         halves = columns.view(in_features, len(part), 2, half)
-        halves[:, :, 0] = _signed(part & 15).transpose(0, 1)
-        halves[:, :, 1] = _signed(part >> 4).transpose(0, 1)
+        some = q[: part.numel()].view(part.shape)
+        halves[:, :, 0] = _signed(torch.bitwise_and(part, 15, out=some)).transpose(0, 1)
+        halves[:, :, 1] = _signed(torch.bitwise_right_shift(part, 4, out=some)).transpose(0, 1)
         span = slice(first * LINEAR_BLOCK, first * LINEAR_BLOCK + count)
         for dims, _, (groups, size) in _pieces(in_features, group_size):
             start = dims.start // group_size
@@ -327,8 +350,8 @@ def _dequantized_columns(weight: Quantized4bitLinear, dtype: torch.dtype) -> Ite
 
 
 def _signed(q: Tensor) -> Tensor:
-    """q − 8 as int8: uint8 wraps around to the same bits."""
-    signed: Tensor = (q - ZERO_POINT).view(torch.int8)
+    """q − 8 as int8, in place: uint8 wraps around to the same bits."""
+    signed: Tensor = q.sub_(ZERO_POINT).view(torch.int8)
     return signed
 
 

@@ -107,7 +107,6 @@ class Weights:
         self._waiting: dict[int, list[Pending]] = {}
         self._relay_users: dict[int, list[Pending]] = {}
         self._views: dict[tuple[int, int], Mapping[str, Weight]] = {}
-        self._scales: dict[str, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def bytes_on(self) -> dict[str, int]:
@@ -130,6 +129,7 @@ class Weights:
                 slot = self._slots[unit.name]
                 target = self._resident[slot : slot + round_up(unit.resident)]
                 self._read_resident(unit.file_offset, target)
+                _part_scales(unit, target)
             if unit.host > unit.resident:
                 slot = self._host_slots[unit.name]
                 target = self._host[slot : slot + _host_pages(unit)]
@@ -278,20 +278,42 @@ class Weights:
             elif kind == "packed":
                 scales = plain(unit.layout.field(f"{name}:scales"))
                 assert isinstance(scales, Tensor)
-                found[name] = self._compressed(f"{unit.name}.{name}", plain(field), scales, field.rows)
+                found[name] = _compressed(plain(field), scales, field.rows)
         return found
 
-    def _compressed(self, name: str, packed: Tensor | RowParts, scales: Tensor, rows: int) -> Weight:
-        if isinstance(packed, Tensor):
-            return _four_bit(packed, scales, rows)
-        first, last = packed.parts
-        assert isinstance(first, Tensor)
-        assert isinstance(last, Tensor)
-        edge = first.shape[0] * LINEAR_BLOCK
-        if name not in self._scales:  # the scales of a cut matrix lie before the cut: resident, so they never change
-            self._scales[name] = (scales[:, :edge].contiguous(), scales[:, edge:].contiguous())
-        halves = zip((first, last), self._scales[name], (edge, rows - edge), strict=True)
-        return RowParts(tuple(_four_bit(*half) for half in halves))
+
+def _compressed(packed: Tensor | RowParts, scales: Tensor, rows: int) -> Weight:
+    if isinstance(packed, Tensor):
+        return _four_bit(packed, scales, rows)
+    first, last = packed.parts
+    assert isinstance(first, Tensor)
+    assert isinstance(last, Tensor)
+    edge = first.shape[0] * LINEAR_BLOCK
+    halves = zip((first, last), _parted(scales, edge), (edge, rows - edge), strict=True)
+    return RowParts(tuple(_four_bit(*half) for half in halves))
+
+
+def _part_scales(unit: PlacedUnit, resident: Tensor) -> None:
+    """Lay the scales of a matrix that is cut so that each part's are contiguous, as the 4-bit kernel wants them.
+
+    They lie before the matrix and therefore before the cut: resident, and rearranged once.
+    """
+    for field in unit.layout.fields:
+        name, _, kind = field.name.partition(":")
+        if kind == "packed" and field.offset < unit.resident < field.stop:
+            place = unit.layout.field(f"{name}:scales")
+            scales = _tensor(place, resident[place.offset :])
+            edge = (unit.resident - field.offset) // field.piece_bytes * LINEAR_BLOCK
+            sources = [scales[:, :edge].clone(), scales[:, edge:].clone()]
+            for part, source in zip(_parted(scales, edge), sources, strict=True):
+                part.copy_(source)
+
+
+def _parted(scales: Tensor, edge: int) -> tuple[Tensor, Tensor]:
+    """The memory of scales (groups, features, 2) as those of the features before ``edge``, then those behind it."""
+    groups, flat = scales.shape[0], scales.view(-1)
+    values = groups * edge * 2
+    return flat[:values].view(groups, edge, 2), flat[values:].view(groups, -1, 2)
 
 
 def _four_bit(packed: Tensor, scales: Tensor, rows: int) -> Quantized4bitLinear:

@@ -478,18 +478,26 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
     batch_cache = 2 * g * (s + n) * kv * cache_value
 
     def workspace(tokens: int, *, prefill: bool) -> float:
-        inner = model.ffn_size * (2 if model.gated_mlp else 1)
-        wide = max(2 * h + 2 * query + kv, 2 * h + inner) * tokens * 2
+        inner, some = model.ffn_size * (2 if model.gated_mlp else 1), at_once(tokens)
+        wide = some * max(2 * h + 2 * query + kv, 2 * h + inner) * tokens * 2
         if engine.expanded == "pieces":
-            # q twice, output and a part of it, k, v and k again; attention's output, sum, norm, intermediate, output
-            intermediate = max(inner, model.ffn_size + h)
-            wide = max(4 * query + kv + kv / 2, query + 2 * h + intermediate) * tokens * 2
+            # attention's output, sum, norm, intermediate, output
+            wide = some * (query + 2 * h + max(inner, model.ffn_size + h)) * tokens * 2
+            if tokens == 1:  # fp32 scores, their softmax, and that in 16 bits
+                attending = some * model.num_heads * (s + n) * 10
+            else:  # q, output, k, v, perhaps k and v for every head; q, k, scores, softmax, output of some heads
+                shared = model.num_kv_heads != model.num_heads
+                block = min(128, tokens)
+                rows = min(some * model.num_heads, max(1, 2**21 // (block * tokens)))
+                each = model.head_dim * (2 * tokens + block) + 2 * block * tokens
+                attending = 2 * (some * tokens * (query * (4 if shared else 2) + kv) + rows * each)
+            wide = max(wide, attending) * (1 if tokens == 1 else 1.25)
         if prefill and engine.attention_scores == "stored":
-            wide += 2 * model.num_heads * tokens**2 * 2
+            wide += some * 2 * model.num_heads * tokens**2 * 2
         if policy.compress_cache and engine.expanded == "layer and cache":
-            wide += kv * (tokens if prefill else s + n) * 2
+            wide += some * kv * (tokens if prefill else s + n) * 2
         rows = tokens if prefill and engine.prefill_logits == "all" else 1
-        return max(wide, model.vocab_size * (rows * 2 + 4) + h * tokens * 2)
+        return max(wide, some * (model.vocab_size * (rows * 2 + 4) + h * tokens * 2))
 
     peaks = dict.fromkeys(TIERS, 0.0)
     for tokens, prefill in ((s, True), (1, False)):
@@ -502,14 +510,14 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         }
         batch_states = 2 * g * tokens * h * 2
         held["gpu"] += (w.cpu + w.disk) * buffer + (a.cpu + a.disk) * batch_states
-        held["gpu"] += at_once(tokens) * workspace(tokens, prefill=prefill)
+        held["gpu"] += workspace(tokens, prefill=prefill)
         expanded = {
             "layer and cache": attention_params + mlp_params,
             "matrix": h * max(query, model.ffn_size),
-            "pieces": min(2**21, h * max(query, model.ffn_size)) * 3 / 2,
+            "pieces": min(2**21, h * max(query, model.ffn_size)) * 5 / 4,
         }
         if engine.expanded == "pieces":  # up to 64 rows are multiplied by 4-bit weights as they lie
-            held["gpu"] += (4 if policy.compress_weights else 12) * 2**20
+            held["gpu"] += (10 if policy.compress_weights else 18) * 2**20
             expanded["pieces"] *= at_once(tokens) * tokens > 64
         held["gpu"] += expanded[engine.expanded] * 2 if policy.compress_weights else 0
         buffered = not prefill or engine.buffers == "always"

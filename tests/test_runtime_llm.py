@@ -387,7 +387,7 @@ def test_no_thread_outlives_close_however_the_run_ended(folder: Path, tmp_path: 
         raise KeyboardInterrupt
 
     for policy in (POLICY, "auto"):
-        llm = engine(folder, tmp_path, policy=policy, gpu_memory="32MiB", cpu_memory="8MiB")
+        llm = engine(folder, tmp_path, policy=policy, gpu_memory="48MiB", cpu_memory="8MiB")
         assert llm.generate(ids, max_new_tokens=3).shape == (1, 6)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(ids.tolist(), SamplingParams(max_new_tokens=3), on_token=broken_off)

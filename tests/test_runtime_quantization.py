@@ -267,11 +267,17 @@ def test_our_order_is_what_aten_packs():
     assert torch.equal(ours.packed.flatten(), theirs.flatten())
 
 
-def test_leading_dimensions_are_kept():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [2, 100])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_it_writes_into_columns_of_a_wider_matrix(rows, with_bias, dtype):
     weight = quantization.quantize_linear(random(100, 64))
-    for rows in (2, 40):
-        assert quantization.linear_4bit(random(rows, 3, 64), weight).shape == (rows, 3, 100)
-        assert quantization.linear_4bit(random(rows, 3, 64).bfloat16(), weight).shape == (rows, 3, 100)
+    x, bias = random(rows, 64, dtype=dtype), random(100, seed=2, dtype=dtype) if with_bias else None
+    wide = torch.full((rows, 120), 7.0, dtype=dtype)
+    quantization.linear_4bit(x, weight, bias, out=wide[:, 10:110])
+    torch.testing.assert_close(wide[:, 10:110], quantization.linear_4bit(x, weight, bias))
+    assert (wide[:, :10] == 7).all()
+    assert (wide[:, 110:] == 7).all()
 
 
 def test_a_weight_may_be_a_view_into_one_buffer():

@@ -144,8 +144,8 @@ class Roofline(Formulation):
         for moment, tokens in (("prefill", workload.prompt_len), ("decode", 1)):
             batch_hidden = shape.per_batch(amounts.activations.off_gpu) * (STAGING_BUFFERS * hidden * tokens)
             gpu = resident("gpu", tokens) + amounts.weights.off_gpu * layer + batch_hidden
-            gpu = gpu + amounts.blocks * (at_once(case, tokens, shape.gpu_batch_low) * workspace_bytes(case, moment))
-            gpu = gpu + amounts.blocks * (dequantized_bytes(case, tokens) + kernels_bytes(case))
+            working = workspace_bytes(case, moment, at_once(case, tokens, shape.gpu_batch_low))
+            gpu = gpu + amounts.blocks * (working + dequantized_bytes(case, tokens) + kernels_bytes(case))
             cpu = resident("cpu", tokens)
             if moment == "decode" or case.hardware.engine.buffers == "always":
                 # Attention reads its cache from a staging buffer on the tier where it is computed.

@@ -2,7 +2,7 @@
 
 from costmodel.formulations.base import Case
 from costmodel.formulations.roofline.seconds import at_once
-from costmodel.model import BYTES_PER_VALUE
+from costmodel.model import BYTES_PER_VALUE, ModelSpec
 
 PIECE_VALUES = 2**21
 """Values that an engine expands at a time where it expands pieces (``runtime.quantization.CHUNK_VALUES``)."""
@@ -10,12 +10,20 @@ PIECE_VALUES = 2**21
 FUSED_ROWS = 64
 """Rows that such an engine multiplies by 4-bit weights as they lie (``runtime.quantization.INT4_KERNEL_ROWS``)."""
 
-KERNELS_BYTES = 12 * 2**20
-"""Compiled kernels that such an engine keeps, half a MiB for every shape of a 16-bit product: some 24, of layers that
-are cut between tiers, of attention in prefill and in decode and of the head. Runs of OPT-125M took 8 to 21 MiB."""
+QUERY_BLOCK, SCORES_AT_ONCE = 128, 2**21
+"""Queries of a prompt, and scores, that such an engine computes at a time in prefill (``runtime.attention``)."""
 
-KERNELS_4BIT_BYTES = 4 * 2**20
-"""The same where weights are in 4 bits: attention's and the head's alone."""
+HEAP_HOLES = 0.25
+"""What such an engine's heap holds in prefill beyond what is in use, by that: freed memory that nothing asked for again
+fits. Blocks after the first of OPT-125M and 350M took 3 to 9 MiB more than the 12 to 18 that they worked in."""
+
+KERNELS_BYTES = 18 * 2**20
+"""Compiled kernels that such an engine keeps, 0.5 to 0.6 MiB for every shape of a 16-bit product: of layers that are
+cut between tiers, of full and of short batches, of attention to each part of the cache, and of the head. A process
+that ran one policy of OPT-125M or 350M kept 8 to 25 MiB."""
+
+KERNELS_4BIT_BYTES = 10 * 2**20
+"""The same where weights are in 4 bits, 2 to 17 MiB: of attention, of the head, and of weights expanded by pieces."""
 
 
 def largest_load_bytes(case: Case) -> float:
@@ -24,8 +32,8 @@ def largest_load_bytes(case: Case) -> float:
     return max(layer, case.model.head_load_bytes)
 
 
-def workspace_bytes(case: Case, moment: str) -> float:
-    """GPU bytes that computing one prompt of a batch needs beside its inputs.
+def workspace_bytes(case: Case, moment: str, prompts: int) -> float:
+    """GPU bytes that computing so many prompts of a batch at a time needs beside their inputs.
 
     The widest moment of a layer, unfused scores where the engine materialises them, and the logits with an fp32
     copy of the last position's.
@@ -33,43 +41,61 @@ def workspace_bytes(case: Case, moment: str) -> float:
     model, workload, engine = case.model, case.workload, case.hardware.engine
     prefill = moment == "prefill"
     tokens = workload.prompt_len if prefill else 1
-    layer = _layer_values(case, tokens) * BYTES_PER_VALUE
+    layer = _layer_bytes(case, tokens, prompts, context_len=tokens if prefill else workload.total_len)
     if prefill and engine.attention_scores == "stored":
-        layer += 2 * model.num_heads * tokens**2 * BYTES_PER_VALUE
+        layer += prompts * (2 * model.num_heads * tokens**2 * BYTES_PER_VALUE)
     if case.switches.compress_cache and engine.expanded == "layer and cache":
         # The batch's cache in 16 bits: what prefill is about to store, what decode attends to.
         span = tokens if prefill else workload.total_len
-        layer += model.kv_values_per_token * span * BYTES_PER_VALUE
+        layer += prompts * (model.kv_values_per_token * span * BYTES_PER_VALUE)
     rows = tokens if prefill and engine.prefill_logits == "all" else 1
     logits = model.vocab_size * (rows * BYTES_PER_VALUE + 4)
-    return max(layer, logits + model.hidden_size * tokens * BYTES_PER_VALUE)
+    return max(layer, prompts * (logits + model.hidden_size * tokens * BYTES_PER_VALUE))
 
 
-def _layer_values(case: Case, tokens: int) -> float:
-    """Values of one prompt's ``tokens`` in the widest moment of a layer.
+def _layer_bytes(case: Case, tokens: int, prompts: int, *, context_len: int) -> float:
+    """Bytes of ``tokens`` of each prompt in the widest moment of a layer.
 
     Attention: residual, norm, q, k, v, output; MLP: residual, norm and the intermediate. An engine on the processor
-    works in place of its input, which is counted as the batch's, but holds more beside it: while attention writes a
-    few heads' output, q scaled and unscaled, the output and that part of it, k, v and k transposed; while the MLP
-    writes its output, that of attention, the sum, its norm and the intermediate.
+    works in place of its input, which is counted as the batch's, but holds more beside it: while the MLP writes its
+    output, that of attention, the sum, its norm and the intermediate; in attention what :func:`_attention_bytes` says.
     """
     model = case.model
     query = model.num_heads * model.head_dim
     inner = model.ffn_size * (2 if model.gated_mlp else 1)
-    if case.hardware.engine.expanded == "pieces":
-        attention = 4 * query + 1.5 * model.kv_values_per_token
-        mlp = query + 2 * model.hidden_size + max(inner, model.ffn_size + model.hidden_size)
-    else:
+    values = prompts * tokens * BYTES_PER_VALUE
+    if case.hardware.engine.expanded != "pieces":
         attention = 2 * model.hidden_size + 2 * query + model.kv_values_per_token
-        mlp = 2 * model.hidden_size + inner
-    return max(attention, mlp) * tokens
+        return values * max(attention, 2 * model.hidden_size + inner)
+    mlp = query + 2 * model.hidden_size + max(inner, model.ffn_size + model.hidden_size)
+    used = max(values * mlp, _attention_bytes(model, tokens, prompts, context_len))
+    return used if tokens == 1 else used * (1 + HEAP_HOLES)
+
+
+def _attention_bytes(model: ModelSpec, tokens: int, prompts: int, context_len: int) -> float:
+    """Bytes of attention on the processor.
+
+    In prefill q, k, v (and copies of k and v for heads that share them) and the output; of as many heads as make
+    ``SCORES_AT_ONCE`` scores, q scaled, k transposed, scores and their softmax, and a block of output. In decode the
+    scores over the context and their softmax in fp32, and the latter in 16 bits.
+    """
+    if tokens == 1:
+        return float(prompts * model.num_heads * context_len * (4 + 4 + BYTES_PER_VALUE))
+    query = model.num_heads * model.head_dim
+    copies = 2 * query if model.num_kv_heads < model.num_heads else 0
+    width = min(QUERY_BLOCK, tokens)
+    heads = min(prompts * model.num_heads, max(1, SCORES_AT_ONCE // (width * tokens)))
+    whole = prompts * tokens * (2 * query + model.kv_values_per_token + copies)
+    return BYTES_PER_VALUE * float(
+        whole + heads * (2 * tokens * model.head_dim + 2 * width * tokens + width * model.head_dim)
+    )
 
 
 def dequantized_bytes(case: Case, tokens: int) -> float:
     """GPU bytes of the weights that lie expanded to 16 bits at a time while a batch's ``tokens`` a prompt are computed.
 
-    An engine that expands pieces holds one of at most ``PIECE_VALUES`` values in 16 bits, and twice the half of its
-    integers that it works on, a byte each; few rows it multiplies by the weights as they lie.
+    An engine that expands pieces keeps one of at most ``PIECE_VALUES`` values in 16 bits, and the half of its integers
+    that it works on, a byte each; few rows it multiplies by the weights as they lie.
     """
     model, extent = case.model, case.hardware.engine.expanded
     if not case.switches.compress_weights:
@@ -78,7 +104,7 @@ def dequantized_bytes(case: Case, tokens: int) -> float:
     if extent == "pieces":
         if at_once(case, tokens, case.shape.gpu_batch_low) * tokens <= FUSED_ROWS:
             return 0.0
-        return float(min(PIECE_VALUES, matrix) * (BYTES_PER_VALUE + 1))
+        return float(min(PIECE_VALUES, matrix) * (BYTES_PER_VALUE + 0.5))
     return BYTES_PER_VALUE * float(model.layer_matrix_params if extent == "layer and cache" else matrix)
 
 
