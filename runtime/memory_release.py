@@ -1,17 +1,6 @@
-"""Giving freed memory back to the operating system, so that what one run held is not taken for the next one's."""
+"""Giving freed memory back to the operating system."""
 
 import ctypes
-import gc
-
-import torch
-
-
-def release() -> None:
-    """Return what is freed but kept: by Python, by the C library's allocator and by torch's on CUDA."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    trim_heap()
 
 
 def trim_heap() -> None:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,9 @@ MODEL = "dummy:opt-125m"
 UNFINISHED = 75
 """The exit code where the time was up: call again (EX_TEMPFAIL of sysexits.h)."""
 
-LIBRARY_BYTES = 512 * 2**20
-"""What CUDA's libraries and kernels take of a GPU's memory once they were used: it was free before the first run."""
+LIBRARY_BYTES = 2**30
+"""What CUDA's libraries and kernels take of a GPU's memory once they are used, and the context of the process that
+a run has to itself: it was free before the first run."""
 
 BUSY = 0.5
 """Runnable programs a core above which measurements say more about the other programs."""
@@ -179,33 +181,28 @@ def _validated(args: argparse.Namespace) -> Validation:
             f"note: this machine was busy over the last minute (load {load:.1f} a core): beside other programs runs "
             "take longer than predicted, and not for reasons that the model knows"
         )
-    with _conversions() as conversions:
-        found = _begun(args, conversions)
-
-        def engine(policy: Policy) -> "LLM":
-            return _engine(args, conversions, policy=policy, hardware=found.hardware)
-
-        if found.left:
-            engine_flags.say("a line a run: throughput, predicted / measured − 1, and where the policy comes from")
-        try:
-            found = run_all(
-                found,
-                engine,
-                _workload(args),
-                say=engine_flags.say,
-                keep=lambda now: now.save(args.out),
-                limit=limit,
-            )
-        except KeyboardInterrupt:
-            if args.out.exists():
-                engine_flags.say(f"the runs so far are in {args.out}: --resume goes on with them")
-            raise
+    found = _begun(args)
+    if found.left:
+        engine_flags.say("a line a run: throughput, predicted / measured − 1, and where the policy comes from")
+    try:
+        found = run_all(
+            found,
+            partial(_engine, args, found.hardware),
+            _workload(args),
+            say=engine_flags.say,
+            keep=lambda now: now.save(args.out),
+            limit=limit,
+        )
+    except BaseException:
+        if args.out.exists():
+            engine_flags.say(f"the runs so far are in {args.out}: --resume goes on with them")
+        raise
     if not args.out.exists():
         found.save(args.out)
     return found
 
 
-def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> Validation:
+def _begun(args: argparse.Namespace) -> Validation:
     """The validation to go on with: the one in the file, or a new one whose policies are drawn now."""
     request = _request(args)
     if args.resume and args.out.exists():
@@ -213,7 +210,7 @@ def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> V
         _check_same(request, found, args)
         engine_flags.say(f"{args.out} has {found.progress}")
         return found
-    with _engine(args, conversions) as llm:
+    with _engine(args) as llm:
         hardware, spec = llm.hardware, llm.spec
     if args.gpu_memory is None and not hardware.gpu.is_host_memory:
         hardware = with_overrides(hardware, gpu_memory=hardware.capacity_bytes["gpu"] - LIBRARY_BYTES)
@@ -237,39 +234,31 @@ def _begun(args: argparse.Namespace, conversions: progress_bar.Conversions) -> V
     return Validation(request=request, hardware=hardware, drawn=drawn, repeats=args.repeats)
 
 
+@contextmanager
 def _engine(
-    args: argparse.Namespace,
-    conversions: progress_bar.Conversions,
-    *,
-    policy: Policy | str = engine_flags.AUTO,
-    hardware: Hardware | None = None,
-) -> "LLM":
+    args: argparse.Namespace, hardware: Hardware | None = None, policy: Policy | str = engine_flags.AUTO
+) -> Iterator["LLM"]:
     """An engine with the flags' model; with the budgets of ``hardware``, where they have been settled already."""
     with signals.at_once():
         from runtime.llm import LLM
 
     sizes = {"gpu": args.gpu_memory, "cpu": args.cpu_memory} if hardware is None else hardware.capacity_bytes
-    return LLM(
-        args.model,
-        policy=policy,
-        hardware=args.hardware if hardware is None else hardware,
-        gpu_memory=sizes["gpu"],
-        cpu_memory=sizes["cpu"],
-        offload_dir=args.offload_dir,
-        device=args.device,
-        dtype=args.dtype,
-        usable_fraction=_usable_fraction(args),
-        say=engine_flags.say if hardware is None else lambda text: None,
-        progress=conversions,
-    )
-
-
-@contextmanager
-def _conversions() -> Iterator[progress_bar.Conversions]:
-    """A bar for converted models, taken away in the end."""
     conversions = progress_bar.Conversions()
     try:
-        yield conversions
+        with LLM(
+            args.model,
+            policy=policy,
+            hardware=args.hardware if hardware is None else hardware,
+            gpu_memory=sizes["gpu"],
+            cpu_memory=sizes["cpu"],
+            offload_dir=args.offload_dir,
+            device=args.device,
+            dtype=args.dtype,
+            usable_fraction=_usable_fraction(args),
+            say=engine_flags.say if hardware is None else lambda text: None,
+            progress=conversions,
+        ) as engine:
+            yield engine
     finally:
         conversions.close()
 

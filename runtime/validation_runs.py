@@ -1,8 +1,8 @@
-"""Running the policies of a validation one after another, in one process, one engine a run."""
+"""Running the policies of a validation one after another, each in a process of its own."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from costmodel import units, words
 from costmodel.estimate import estimate
@@ -11,15 +11,20 @@ from costmodel.model import BYTES_PER_VALUE
 from costmodel.policy import Policy
 from costmodel.validation import Drawn, Validation
 from costmodel.workload import Workload
-from runtime import trial
+from runtime import own_process, trial
 from runtime.llm import LLM
-from runtime.memory_release import release
 
 Engines = Callable[[Policy], AbstractContextManager[LLM]]
+"""An engine for a policy; made in another process, so that it must be possible to pickle this."""
+
 Say = Callable[[str], None]
 
 FIRST_PACE = 1.5
 """By how much runs may take longer than expected, until the first of a process has shown it."""
+
+
+START_S = 1.0
+"""What a process takes to start, the first one longer; on CUDA most of it is the device's."""
 
 
 class TimeLimit:
@@ -50,17 +55,16 @@ def run_all(
 ) -> Validation:
     """Run what is left, up to the limit; ``keep`` is told the validation after every run, ``say`` a line of it."""
     count, done = validation.planned, len(validation.runs)
-    warm, expect = False, None
+    expect = None
     for number, drawn in enumerate(validation.left, start=done + 1):
         if limit is not None and expect is None:
             expect = _expectation(drawn.policy, engines, workload)
         expected_s = 0.0 if expect is None else expect(drawn.policy)
-        if limit is not None and not limit.allows(expected_s if warm else 2 * expected_s):
+        if limit is not None and not limit.allows(expected_s):
             say(f"no time is left for the next run, which should take {units.format_seconds(expected_s)}")
             break
         began = time.monotonic()
-        found = _run(drawn.policy, engines, workload, warm_up=not warm)
-        warm = True
+        found = own_process.call(_run, drawn.policy, engines, workload)
         if limit is not None:
             limit.learn(expected_s, time.monotonic() - began)
         validation = validation.with_run(found)
@@ -70,7 +74,8 @@ def run_all(
 
 
 def _expectation(any_policy: Policy, engines: Engines, workload: Workload) -> Callable[[Policy], float]:
-    """Seconds of a policy's run: weights that stay in memory are read from the disk, then a short block runs twice."""
+    """Seconds of a policy's run: a process starts, weights that stay in memory are read, then what warms up and the
+    block are run."""
     with engines(any_policy) as engine:
         model, hardware = engine.spec, engine.hardware
         wider = engine.dtype.itemsize / BYTES_PER_VALUE
@@ -80,7 +85,8 @@ def _expectation(any_policy: Policy, engines: Engines, workload: Workload) -> Ca
         layers = model.num_layers * model.layer_weight_bytes(compressed=policy.compress_weights)
         kept = (model.embedding_bytes + model.head_bytes + layers) * (1 - policy.weights.disk) * wider
         loading_s = kept / hardware.links.disk_read.bytes_per_s.effective
-        return loading_s + (2 if trial.is_short(cost.latency_s) else 1) * cost.latency_s
+        before = trial.warm_up_prompts(policy, cost.latency_s) / policy.block_size
+        return START_S + loading_s + (1 + before) * cost.latency_s
 
     return expected_s
 
@@ -95,16 +101,7 @@ def run_line(number: int, count: int, drawn: Drawn, found: Measurement) -> str:
     return f"{number:>{width}}/{count}  {pace}  {about}"
 
 
-def _run(policy: Policy, engines: Engines, workload: Workload, *, warm_up: bool) -> Measurement:
-    """One block of random prompts; memory that it held is given back before and after."""
-    with _released(), engines(policy) as engine:
-        return trial.measure(engine, workload, title="running", warm_up=warm_up)
-
-
-@contextmanager
-def _released() -> Iterator[None]:
-    release()
-    try:
-        yield
-    finally:
-        release()
+def _run(policy: Policy, engines: Engines, workload: Workload) -> Measurement:
+    """One block of random prompts."""
+    with engines(policy) as engine:
+        return trial.measure(engine, workload, title="running")

@@ -14,9 +14,8 @@ import pytest
 from costmodel.hardware import Gpu, Hardware
 from costmodel.units import GiB
 from costmodel.validation import Validation
-from runtime import budgets
+from runtime import budgets, own_process
 from runtime.host_memory import HostMemory
-from runtime.llm import LLM
 from runtime.validate import main
 from runtime.validation_runs import TimeLimit
 
@@ -82,15 +81,15 @@ def test_policies_are_predicted_run_and_reported(
 def test_an_interrupted_validation_goes_on(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, calls = LLM.generate, iter(range(100))
+    real, calls = own_process.call, iter(range(100))
 
-    def generate(self: LLM, *args: Any, **options: Any) -> Any:
-        if next(calls) == 4:  # two runs went well, each with its warm-up
+    def call(*arguments: Any) -> Any:
+        if next(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, *args, **options)
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LLM, "generate", generate)
+        patch.setattr(own_process, "call", call)
         assert main(flags) == 130
     assert "v.json: --resume goes on with them" in capsys.readouterr().err
     first = Validation.from_file(tmp_path / "v.json")
@@ -225,7 +224,7 @@ def test_runs_on_a_gpu_leave_room_for_its_libraries(
     (tmp_path / "v.json").unlink()
     monkeypatch.setattr(Gpu, "is_host_memory", False)  # as on a machine with a GPU
     assert main(flags) == 0
-    assert Validation.from_file(tmp_path / "v.json").hardware.capacity_bytes["gpu"] == 0.8 * 4 * GiB - 2**20 - GiB / 2
+    assert Validation.from_file(tmp_path / "v.json").hardware.capacity_bytes["gpu"] == 0.8 * 4 * GiB - 2**20 - GiB
 
 
 def test_a_file_of_other_flags_is_not_gone_on_with(
