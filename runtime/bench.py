@@ -48,8 +48,8 @@ def _parser(prog: str) -> parsing.Parser:
         usage="%(prog)s --model MODEL [flags]",
         description=(
             "Run one block of random prompts (or --num-prompts) under a policy and print what was\n"
-            "predicted beside what was measured. A short block is run once before, not counted: what\n"
-            "happens only the first time is no property of the policy."
+            "predicted beside what was measured. What happens only the first time is run before, not\n"
+            "counted: all of a block that takes seconds, a batch of one that takes up to a minute."
         ),
         epilog=EPILOG,
     )
