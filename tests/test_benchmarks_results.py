@@ -14,29 +14,32 @@ from costmodel.measurement import Measurement
 from costmodel.validation import Validation
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-FITTED, HELD_OUT = "validation", "validation-held-out"
-REPEATED = ("validation-repeats", "validation-repeats-held-out")
+FITTED, HELD_OUT = "2026-11-23-epyc-2-cores-validation", "2026-11-23-epyc-2-cores-validation-held-out"
+REPEATED = (
+    "2026-11-24-epyc-2-cores-validation-repeats",
+    "2026-11-24-epyc-2-cores-validation-repeats-held-out",
+)
 
-STATED = {FITTED: (0.225, 0.35), HELD_OUT: (0.11, 0.33), REPEATED[0]: (0.08, 0.12), REPEATED[1]: (0.085, 0.13)}
+STATED = {FITTED: (0.225, 0.35), HELD_OUT: (0.11, 0.33), REPEATED[0]: (0.08, 0.17), REPEATED[1]: (0.075, 0.19)}
 """Median and 90th percentile of the throughput error's size, with the profile alone (docs/validation.md)."""
 
 STATED_CALIBRATED = (0.10, 0.15)
 """The same for the held-out runs, with the constants fitted to the others."""
 
-STATED_WORTH_RUNNING = 0.09
+STATED_WORTH_RUNNING = 0.051
 """Median of the throughput error's size over what the search picks and its neighbours, with the profile alone."""
 
-STATED_REGRET = {REPEATED[0]: 0.061, REPEATED[1]: 0.0}
-"""Of the best measured throughput, what running the policy predicted best loses at most. The 6.1 % are noise: the two
-policies compute the same (attention on the CPU, where the whole cache is on the first tier)."""
+STATED_REGRET = 0.0
+"""Of the best measured throughput, what running the policy predicted best loses at most."""
 
-STATED_PEAK = 0.05
-"""Worst error's size of the first tier's peak memory."""
+STATED_PEAK = 0.025
+"""Worst error's size of the first tier's peak memory over every single run, each in a process of its own. (In the files
+of 2026-11-23 all runs share one, and an older runtime's heap.)"""
 
 
 @cache
 def validation(name: str) -> Validation:
-    return Validation.from_file(RESULTS / f"2026-11-23-epyc-2-cores-{name}.json")
+    return Validation.from_file(RESULTS / f"{name}.json")
 
 
 @cache
@@ -66,12 +69,11 @@ def test_the_profile_alone_predicts_as_stated(name: str) -> None:
     assert_within(throughput_errors(found.hardware, found.measurements), STATED[name])
 
 
-@pytest.mark.parametrize("name", STATED)
+@pytest.mark.parametrize("name", REPEATED)
 def test_peak_memory_is_predicted_as_stated(name: str) -> None:
     found = validation(name)
-    peaks = [
-        today(one, found.hardware).peak_bytes["gpu"] / one.measured.peak_bytes["gpu"] - 1 for one in found.measurements
-    ]
+    assert len(found.runs) == found.repeats * len(found.drawn)
+    peaks = [today(one, found.hardware).peak_bytes["gpu"] / one.measured.peak_bytes["gpu"] - 1 for one in found.runs]
     assert np.max(np.abs(peaks)) <= STATED_PEAK
 
 
@@ -87,7 +89,7 @@ def test_following_the_model_costs_no_more_than_stated(name: str) -> None:
     found = validation(name)
     predicted = [today(one, found.hardware).throughput_tok_per_s for one in found.measurements]
     measured = [one.measured.throughput_tok_per_s for one in found.measurements]
-    assert measured[int(np.argmax(predicted))] >= (1 - STATED_REGRET[name]) * max(measured)
+    assert measured[int(np.argmax(predicted))] >= (1 - STATED_REGRET) * max(measured)
 
 
 def test_calibration_predicts_held_out_runs_as_stated() -> None:
