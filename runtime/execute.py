@@ -1,7 +1,7 @@
 """The executor: plays the block schedule of :mod:`costmodel.schedule` over placed weights, cache and hidden states.
 
 There is one loop. With overlap, the moves of a slot are begun before its computation and waited for where
-something needs them; without, each is waited for at once. Nothing else differs.
+something needs them; without, each step is waited for at once. Nothing else differs.
 """
 
 import time
@@ -132,6 +132,7 @@ class BlockRun:
             for step in sorted(slot, key=lambda step: not step.kind.startswith("store")):
                 if step.kind != "compute":
                     self._move(step)
+                    self._movers.settle()
             for step in slot:
                 if step.kind != "compute":
                     continue
@@ -267,6 +268,7 @@ class BlockRun:
                 hidden[some] = self._embed(rows[some], positions[some])
             self.hidden.put(number, hidden)
         self.hidden.store(number)
+        self._movers.settle()
 
     def _embed(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Hidden states (prompts, tokens, hidden) of rows of the token table at positions (prompts, tokens)."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from runtime.disk import DEFAULT_CHUNK_BYTES, DEFAULT_THREADS, DiskError, DiskFile, DiskPool
-from runtime.pending import Arrived, Pending
+from runtime.pending import Pending
 from runtime.tiers import side_by_side
 from runtime.timeline import Timeline
 from runtime.transfer import Copier
@@ -43,7 +43,7 @@ class Relayed(Pending):
 
 
 class Movers:
-    """Threads and streams of one run; ``overlap=False`` returns from every call only when it is done."""
+    """Threads and streams of one run. Without ``overlap``, :meth:`settle` waits for all that was begun."""
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class Movers:
         self._loads = ThreadPoolExecutor(RELAY_THREADS, thread_name_prefix="tierwise-load")
         self._stores = ThreadPoolExecutor(RELAY_THREADS, thread_name_prefix="tierwise-store")
         self._files: list[DiskFile] = []
+        self._unsettled: list[Pending] = []
 
     def open(self, path: str | os.PathLike[str], *, writable: bool = False) -> DiskFile:
         """Open a file that is closed with this object."""
@@ -97,11 +98,11 @@ class Movers:
 
     def up(self, target: Tensor, source: Tensor, *, name: str, after: Iterable[Pending] = ()) -> Pending:
         """Copy host memory to the first tier."""
-        return self._ended(self.copier.copy(target, source, after=(*after, self.mark()), link="cpu_to_gpu", name=name))
+        return self._begun(self.copier.copy(target, source, after=(*after, self.mark()), link="cpu_to_gpu", name=name))
 
     def down(self, target: Tensor, source: Tensor, *, name: str) -> Pending:
         """Copy what the first tier holds when everything launched so far is done to host memory."""
-        return self._ended(self.copier.copy(target, source, after=(self.mark(),), link="gpu_to_cpu", name=name))
+        return self._begun(self.copier.copy(target, source, after=(self.mark(),), link="gpu_to_cpu", name=name))
 
     def load(
         self,
@@ -121,7 +122,7 @@ class Movers:
         if target.device.type == "cpu":
             for pending in first:
                 pending.synchronize()
-            return self._ended(self.disk.read(file, offset, target, name=name))
+            return self._begun(self.disk.read(file, offset, target, name=name))
         assert relay is not None
         free = self.mark()
 
@@ -131,12 +132,12 @@ class Movers:
             self.disk.read(file, offset, relay, name=name).synchronize()
             return self.copier.copy(target, relay, after=(free,), link="cpu_to_gpu", name=name)
 
-        return self._ended(Relayed(self._loads.submit(carry)))
+        return self._begun(Relayed(self._loads.submit(carry)))
 
     def store(self, file: DiskFile, offset: int, source: Tensor, *, name: str, relay: Tensor | None = None) -> Pending:
         """Write to a file; a source on a CUDA device passes through ``relay``, which must be free."""
         if source.device.type == "cpu":
-            return self._ended(self.disk.write(file, offset, source, name=name))
+            return self._begun(self.disk.write(file, offset, source, name=name))
         assert relay is not None
         here = self.copier.copy(relay, source, after=(self.mark(),), link="gpu_to_cpu", name=name)
 
@@ -144,7 +145,7 @@ class Movers:
             here.synchronize()
             return self.disk.write(file, offset, relay, name=name)
 
-        return self._ended(Relayed(self._stores.submit(carry)))
+        return self._begun(Relayed(self._stores.submit(carry)))
 
     def computing(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Measures what is computed inside."""
@@ -158,11 +159,15 @@ class Movers:
         """Everything computed so far."""
         return self.copier.mark()
 
-    def _ended(self, pending: Pending) -> Pending:
-        if self.overlap:
-            return pending
-        pending.synchronize()
-        return Arrived()
+    def settle(self) -> None:
+        """Without overlap, wait for all that was begun; the pieces of one step are moved side by side all the same."""
+        while self._unsettled:
+            self._unsettled.pop().synchronize()
+
+    def _begun(self, pending: Pending) -> Pending:
+        if not self.overlap:
+            self._unsettled.append(pending)
+        return pending
 
     def close(self) -> None:
         """Finish what was started, end the threads, close the files; each of them even where one before it fails."""

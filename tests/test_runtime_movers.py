@@ -97,3 +97,39 @@ def test_loads_go_on_while_stores_wait_for_the_computation(tmp_path: Path, monke
         assert device.arrived[-1] == bytes([7] * NBYTES)
         for store in stores:
             store.synchronize()
+
+
+class Slow(Pending):
+    """Work that ends when it is waited for."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def done(self) -> bool:
+        return self.over
+
+    def wait(self) -> None:
+        self.synchronize()
+
+    def synchronize(self) -> None:
+        self.over = True
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_without_overlap_a_step_moves_side_by_side_and_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    begun: list[Slow] = []
+
+    def read(*_: object, **__: object) -> Slow:
+        assert not any(one.done() for one in begun), "a piece waits for the one before it"
+        begun.append(Slow())
+        return begun[-1]
+
+    with Movers(torch.device("cpu"), timeline=Timeline(), overlap=overlap) as movers:
+        monkeypatch.setattr(movers.disk, "read", read)
+        file = movers.nameless_file(tmp_path, NBYTES)
+        for _ in range(3):
+            movers.load(file, 0, host_buffer(NBYTES), name="load")
+        movers.settle()
+        assert [one.done() for one in begun] == [not overlap] * 3
