@@ -154,22 +154,18 @@ class Quantization:
         memory = torch.zeros(2 * rows * context * cache.vector_bytes, dtype=torch.uint8, device=self.device)
         room = cache.values(memory, 2, rows, context)
         q, key, value = (heads_of(rows, 1, 1, head_dim, self.dtype, self.device) for _ in range(3))
+        options = {"tokens": context, "scale": head_dim**-0.5, "mask": None, "bias": None}
+
+        def body() -> None:
+            newest = cache.kept(key[:, 0, 0], value[:, 0, 0])
+            cache_attention.append_and_attend(room, q, newest, **options)
+
         return Task(
             name="compressed_attention",
             at={**at, "heads": heads, "context": context},
             unit="values/s",
             work=2.0 * rows * context * head_dim,
-            body=call(
-                cache_attention.append_and_attend,
-                room,
-                q,
-                key[:, 0],
-                value[:, 0],
-                tokens=context,
-                scale=head_dim**-0.5,
-                mask=None,
-                bias=None,
-            ),
+            body=body,
         )
 
 
@@ -252,14 +248,18 @@ def _decode_body(
         mlp_norms=norms(),
     )
     shape = layers.LayerShape(num_heads=heads, num_kv_heads=heads, head_dim=head_dim)
+    cache = CacheFormat(head_dim=head_dim, dtype=dtype, compressed=False)
     room = torch.zeros((2, batch * heads, context, head_dim), dtype=dtype, device=device)
     states = random_weights(batch, hidden, dtype, device).view(batch, 1, hidden)
 
     def body() -> None:
-        rows = [part.reshape(batch * heads, 1, head_dim) for part in layers.project_qkv(states, weights, shape)]
-        query, key, value = rows[0].unsqueeze(1), rows[1], rows[2]
+        query, key, value = (
+            part.reshape(batch * heads, head_dim) for part in layers.project_qkv(states, weights, shape)
+        )
         options = {"scale": shape.attention_scale, "mask": None, "bias": None}
-        attended = cache_attention.append_and_attend(room, query, key, value, tokens=context, **options)
+        attended = cache_attention.append_and_attend(
+            room, query[:, None, None], cache.kept(key, value), tokens=context, **options
+        )
         layers.finish_layer(states, attended.view(batch, heads, 1, head_dim), weights, shape)
 
     return body

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime import attention
-from runtime.cache_format import Values, narrow, read, tokens_of, write_pair
+from runtime.cache_format import Values, copy, narrow, read, select, tokens_of
 from runtime.quantization import Quantized
 from runtime.tiers import round_up
 
@@ -21,13 +21,13 @@ Piece = tuple[Values, int, int]
 """Values, their dimension of keys and values, and their dimension of rows."""
 
 
-def append_and_attend(room: Values, q: Tensor, key: Tensor, value: Tensor, *, tokens: int, **options: Any) -> Tensor:
+def append_and_attend(room: Values, q: Tensor, newest: Values, *, tokens: int, **options: Any) -> Tensor:
     """Write one token, the last of ``tokens``, to a room (2, rows, room, head dim) and attend to all of them.
 
-    ``q`` is (rows, heads of a kv head, 1, head dim), ``key`` and ``value`` are (rows, 1, head dim); ``options`` are
-    those of :func:`attend_pieces`.
+    ``q`` is (rows, heads of a kv head, 1, head dim), ``newest`` the token's keys and values (2, rows, head dim) as the
+    cache keeps them; ``options`` are those of :func:`attend_pieces`.
     """
-    write_pair(key, value, tokens_of(room, tokens - 1, tokens))
+    copy(newest, select(room, 2, tokens - 1))
     if isinstance(room, Quantized):
         return attend_pieces([(tokens_of(room, 0, tokens), 0, 1)], q, **options)
     keys, values = room.unbind(0)

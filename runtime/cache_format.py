@@ -48,6 +48,16 @@ class CacheFormat:
     def _groups(self) -> int:
         return -(-self.head_dim // self.group_size)
 
+    def kept(self, key: Tensor, value: Tensor) -> Values:
+        """Keys and values (rows, head dim) of a token as the cache keeps them: (2, rows, head dim).
+
+        4-bit ones are rounded together, in half the calls.
+        """
+        both = torch.stack((key, value))
+        if not self.compressed:
+            return both
+        return quantization.quantize(both, group_size=self.group_size, parameter_dtype=parameter_dtype(self.dtype))
+
     def values(self, memory: Tensor, *leading: int) -> Values:
         """Values (\\*leading, head dim) over memory (…, bytes), of which the leading dimensions but one are kept.
 
@@ -156,13 +166,10 @@ def write(source: Tensor, into: Values) -> None:
         into.copy_(source)
 
 
-def write_pair(key: Tensor, value: Tensor, into: Values) -> None:
-    """Store keys and values of one shape in the halves of ``into``; 4-bit ones are rounded together: half the calls."""
-    if isinstance(into, Quantized):
-        quantization.quantize_into(torch.stack((key, value)), into)
-        return
-    for source, half in zip((key, value), into.unbind(0), strict=True):
-        half.copy_(source)
+def copy(source: Values, into: Values) -> None:
+    """Copy values as they are kept to room of the same shape, on any device."""
+    for part, room in zip(_parts(source), _parts(into), strict=True):
+        room.copy_(part)
 
 
 def read(values: Values, into: Tensor) -> None:
@@ -171,6 +178,10 @@ def read(values: Values, into: Tensor) -> None:
         quantization.dequantize(values, dtype=into.dtype, out=into)
     else:
         into.copy_(values)
+
+
+def _parts(values: Values) -> tuple[Tensor, ...]:
+    return (values,) if isinstance(values, Tensor) else (values.packed, values.scale, values.minimum)
 
 
 def _typed(memory: Tensor, start: int, nbytes: int, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from costmodel.policy import Split
 from runtime import cache_attention
-from runtime.cache_format import device_of, keys_and_values, narrow, tokens_of, write, write_pair
+from runtime.cache_format import Values, copy, device_of, keys_and_values, narrow, tokens_of, write
 from runtime.cache_memory import CacheMemory, Carried
 from runtime.cache_shape import CacheShape, Place
 from runtime.disk import DiskFile
@@ -94,34 +94,32 @@ class KvCache:
         batch, heads, _, head_dim = q.shape
         total = self.shape.rows(place[1])
         query = q.reshape(total, heads // self.shape.num_kv_heads, 1, head_dim)
-        newest = [part.reshape(total, 1, head_dim) for part in (keys, values)]
+        newest = self.shape.format.kept(*(part.reshape(total, head_dim) for part in (keys, values)))
         tokens = self.shape.prompt_lens[place[1]] + new_tokens
         out = []
         for part in self._memory.parts[place]:
             some, here = part.rows, part.device
-            one_q, key, value = (tensor[some].to(here) for tensor in (query, *newest))
+            one_q, one_newest = query[some].to(here), narrow(newest, 1, some)
             masks = {
                 "mask": None if mask is None else mask[some].to(here),
                 "bias": None if bias is None else bias[some].to(here),
             }
             if isinstance(part.kept, Carried):
-                pieces = self._pieces(part.kept, turn, key, value, new_tokens)
+                pieces = self._pieces(part.kept, turn, one_newest, new_tokens)
                 attended = cache_attention.attend_pieces(pieces, one_q, scale=scale, **masks)
             else:
                 attended = cache_attention.append_and_attend(
-                    part.kept, one_q, key, value, tokens=tokens, scale=scale, **masks
+                    part.kept, one_q, one_newest, tokens=tokens, scale=scale, **masks
                 )
             out.append(attended.to(q.device))
         joined = out[0] if len(out) == 1 else torch.cat(out)
         return joined.view(batch, heads, 1, head_dim)
 
-    def _pieces(
-        self, part: Carried, turn: int, key: Tensor, value: Tensor, new_tokens: int
-    ) -> list[cache_attention.Piece]:
+    def _pieces(self, part: Carried, turn: int, newest: Values, new_tokens: int) -> list[cache_attention.Piece]:
         """What was loaded, and the newest token, which is left in the record buffer for :meth:`store`."""
         _wait(self._records_leaving, turn)
         record = part.road.record(part.records[turn % 2])
-        write_pair(key.squeeze(1), value.squeeze(1), record)
+        copy(newest, record)
         # What was stored, not what was to be stored: in 4 bits the two differ, and every tier must give the same.
         memory = part.staging[turn % 2]
         pieces = [(part.road.prompt(memory), 0, 1)]
