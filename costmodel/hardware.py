@@ -47,7 +47,8 @@ class Gpu:
     ``compressed_matmul_flops_per_s`` is the rate of products with 4-bit weights, whatever is expanded included; absent:
     a layer's weights are expanded at ``dequantize_values_per_s``, then multiplied. ``layer_launch_s`` is what
     the engine takes of one layer and batch in decode however little there is to compute. What the cache adds to it, 0
-    where absent: ``compressed_call_s`` for one in 4 bits, ``carried_call_s`` for one that is loaded before use; the
+    where absent: ``compressed_call_s`` for one in 4 bits, ``carried_call_s`` for each part that is loaded before use,
+    ``part_call_s`` (``compressed_part_call_s`` in 4 bits) for each tier beyond the first that holds a part of it; the
     tokens after the prompt, which are carried one by one, are gathered at ``gather_bytes_per_s`` (16-bit KV).
     """
 
@@ -64,6 +65,8 @@ class Gpu:
     compressed_matmul_flops_per_s: FlopsPerSecond | None = None
     compressed_call_s: Seconds | None = None
     carried_call_s: Seconds | None = None
+    part_call_s: Seconds | None = None
+    compressed_part_call_s: Seconds | None = None
     gather_bytes_per_s: BytesPerSecond | None = None
     quantize_values_per_s: ValuesPerSecond | None = None
 
@@ -160,6 +163,8 @@ class Engine:
     """Facts about the program that drives the machine, read in its source rather than fitted.
 
     ``unhidden_share`` is the share of hidden work that still lengthens an overlapped stage.
+    ``unoverlapped_call_s`` (0 where absent) is how long nothing happens without overlap around each transfer to or from
+    the disk: threads wake up, beside others that still look for work.
     ``stages`` says what overlaps with what: loads of a whole layer with the layer before, or loads of the
     MLP with attention and of attention with the MLP; ``weight_loads`` whether a load is spread over all
     batches of the block or runs beside the first one only; ``cache_loads`` whether the computation waits
@@ -184,6 +189,7 @@ class Engine:
     prefill_logits: Literal["last", "all"]
     attention_scores: Literal["fused", "stored"]
     attention_causal_share: Quantity
+    unoverlapped_call_s: Seconds | None = None
     prefill_rows: int | None = None
     expanded: Literal["layer and cache", "matrix", "pieces"] = "layer and cache"
     buffers: Literal["as needed", "always"] = "as needed"

@@ -7,14 +7,14 @@ doubles the time.
 
 import itertools
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from costmodel.policy import Policy
+from costmodel.policy import Policy, Split
 from profiler.compute import compute_dtype, dtype_name, random_weights
 from profiler.effort import Effort
 from profiler.engine_run import ON_DISK, decode, one_batch, small_image
@@ -25,8 +25,13 @@ from runtime.movers import Movers
 from runtime.timeline import Timeline
 from runtime.weights import Weights
 
-STAYS, CARRIED, COMPRESSED = "stays", "carried", "4-bit"
+STAYS, CARRIED, COMPRESSED, PARTS, COMPRESSED_PARTS = "stays", "carried", "4-bit", "in parts", "4-bit in parts"
 """The caches that the engine is timed with."""
+
+PROMPTS = 2
+"""As few as can be parted between two tiers."""
+
+HALVES = Split(gpu=0.5, cpu=0.0, disk=0.5)
 
 NUM_LAYERS = 8
 PROMPT_LEN = 8
@@ -54,6 +59,8 @@ class EngineLayers:
             STAYS: {},
             CARRIED: {"cache": ON_DISK},
             COMPRESSED: {"compress_cache": True},
+            PARTS: {"cache": HALVES},
+            COMPRESSED_PARTS: {"cache": HALVES, "compress_cache": True},
         }
         readings = []
         widths = {"hidden_size": WIDTH, "num_heads": 1, "ffn_size": 4 * WIDTH}
@@ -64,7 +71,7 @@ class EngineLayers:
                 share_s = (budget_s - (timer.now() - began)) / (len(caches) - number)
                 # A pass of the layers takes about as long again as what comes between them.
                 steps = min(MOST_STEPS, max(3, int(share_s / (2 * NUM_LAYERS * max(least_s, 1e-4)))))
-                samples = self._decode(image, one_batch(1, **changes), steps, between, timer)
+                samples = self._decode(image, one_batch(PROMPTS, **changes), steps, between, timer)
                 readings.append(
                     Reading(name="engine_layer", at=(*at, ("cache", cache)), unit="s", work=None, samples=samples)
                 )
@@ -93,7 +100,7 @@ class EngineLayers:
     def _decode(
         self, image: Image, policy: Policy, steps: int, between: Callable[[], None], timer: Timer
     ) -> tuple[float, ...]:
-        """Seconds of every layer of ``steps`` decode steps but the last of each, which the head follows."""
+        """Seconds of every layer of ``steps`` decode steps but the first of each, which the head comes before."""
         movers = _Watched(self.device, between=between, timer=timer)
         with movers:
             weights = Weights(image, policy.weights, movers)
@@ -103,7 +110,7 @@ class EngineLayers:
 
 
 class _Watched(Movers):
-    """Movers that do something ``between`` two layers and note how long the layer before took."""
+    """Movers that do something ``between`` two layers, and note how long it is from there to the end of the next."""
 
     def __init__(self, device: torch.device, *, between: Callable[[], None], timer: Timer) -> None:
         super().__init__(device, timeline=Timeline())
@@ -111,12 +118,15 @@ class _Watched(Movers):
         self._began: float | None = None
         self.seconds: list[float] = []
 
-    def computing(self, name: str) -> AbstractContextManager[None]:
-        is_layer = name.startswith("layer")
-        now = self._timer.now()
-        if is_layer and self._began is not None:
-            self.seconds.append(now - self._began)
-        if is_layer:
-            self._between()
-        self._began = self._timer.now() if is_layer else None
-        return super().computing(name)
+    @contextmanager
+    def computing(self, name: str) -> Iterator[None]:
+        """A layer ends with what comes between it and the next: what it moves is begun right after products."""
+        with super().computing(name):
+            yield
+        began, self._began = self._began, None
+        if not name.startswith("layer"):
+            return
+        if began is not None:
+            self.seconds.append(self._timer.now() - began)
+        self._between()
+        self._began = self._timer.now()

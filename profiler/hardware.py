@@ -10,13 +10,14 @@ import torch
 import costmodel
 from costmodel import words
 from costmodel.errors import TierwiseError
+from costmodel.formulations.roofline.working_memory import FUSED_ROWS
 from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links
 from costmodel.model import BYTES_PER_VALUE
 from costmodel.quantity import Quantity, Rate, Source
 from profiler import engine, hidden_loads
 from profiler.compute import dtype_name
 from profiler.fit import Line, fit_line, unhidden_share
-from profiler.layers import CARRIED_TOKENS
+from profiler.layers import CARRIED_TOKENS, FUSED_BLOCK
 from profiler.session import Profile
 from profiler.timing import LEAST_REPEATS, Figure, quartiles, spread_of
 from runtime.execute import PREFILL_ROWS
@@ -65,9 +66,11 @@ def _gpu(found: Profile, name: str) -> Gpu:
         attention_flops_per_s=_curve(results.select("prefill_attention", **on), "tokens"),
         dequantize_values_per_s=_expansion(found, found.device.type),
         layer_launch_s=_middle(_engine_layers(found, engine.STAYS)),
-        compressed_matmul_flops_per_s=_curve(results.select("linear_4bit", **on), "rows"),
+        compressed_matmul_flops_per_s=_in_blocks(_curve(results.select("linear_4bit", **on), "rows"), device),
         compressed_call_s=_beyond(found, engine.COMPRESSED),
         carried_call_s=_beyond(found, engine.CARRIED),
+        part_call_s=_beyond(found, engine.PARTS, less=engine.CARRIED),
+        compressed_part_call_s=_beyond(found, engine.COMPRESSED_PARTS, engine.COMPRESSED, less=engine.CARRIED),
         gather_bytes_per_s=_gathering(found),
         quantize_values_per_s=_middle(results.select("quantize", **on)),
     )
@@ -159,10 +162,26 @@ def _engine_layers(found: Profile, cache: str) -> list[Figure]:
     return found.results.select("engine_layer", device=found.device.type, cache=cache)
 
 
-def _beyond(found: Profile, cache: str) -> Quantity:
-    """What a layer with such a cache takes longer than one whose cache stays as it is."""
-    longer, plain = _middle(_engine_layers(found, cache)), _middle(_engine_layers(found, engine.STAYS))
-    return dataclasses.replace(longer, value=max(0.0, longer.value - plain.value))
+def _beyond(found: Profile, cache: str, plain: str = engine.STAYS, *, less: str | None = None) -> Quantity:
+    """What a layer with such a cache takes longer than one with a ``plain`` cache, ``less`` what that one does."""
+    longer, shorter = _middle(_engine_layers(found, cache)), _middle(_engine_layers(found, plain)).value
+    known = 0.0 if less is None else _beyond(found, less).value
+    return dataclasses.replace(longer, value=max(0.0, longer.value - shorter - known))
+
+
+def _in_blocks(measured: Rate, device: str) -> Rate:
+    """The rate of products with 4-bit weights at the ends of each block of rows that the kernel on a CPU takes.
+
+    A block that is partly filled takes as long as a full one; full ones were measured at some numbers of rows.
+    """
+    if device != "cpu":
+        return measured
+    knots = dict(measured.curve or ())
+    for full in range(2 * FUSED_BLOCK, FUSED_ROWS + 1, FUSED_BLOCK):
+        first = full - FUSED_BLOCK + 1
+        knots[full] = measured.at(full)
+        knots[first] = measured.at(full) * first / full
+    return dataclasses.replace(measured, curve=tuple(sorted(knots.items())))
 
 
 def _gathering(found: Profile) -> Quantity | None:
@@ -184,6 +203,7 @@ def _engine(found: Profile) -> Engine:
     return Engine(
         name="tierwise",
         unhidden_share=Quantity(value=share, source=MEASURED, spread=spread),
+        unoverlapped_call_s=_unoverlapped_call(found),
         stages="layer",
         weight_loads="spread",
         cache_loads="overlapped",
@@ -194,6 +214,16 @@ def _engine(found: Profile) -> Engine:
         expanded="matrix" if found.device.type == "cuda" else "pieces",
         buffers="always",
     )
+
+
+def _unoverlapped_call(found: Profile) -> Quantity:
+    """Seconds that a layer which loads and computes in turn takes beyond both, by the middle of each."""
+    figures = {
+        str(figure.get("does")): figure for figure in found.results.select("layer_in_turn", device=found.device.type)
+    }
+    both, compute, load = (figures[kind] for kind in (hidden_loads.BOTH, hidden_loads.COMPUTE, hidden_loads.LOAD))
+    beyond_s = both.median - compute.median - load.median
+    return Quantity(value=max(0.0, beyond_s), source=MEASURED, spread=_spread(both))
 
 
 def overlap_share(found: Profile) -> tuple[float, float | None]:

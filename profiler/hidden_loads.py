@@ -1,7 +1,8 @@
 """How much of loading weights shows when the engine hides it behind computation, or computation behind it.
 
 A model of a few layers decodes in three ways: its weights stay in memory, are only loaded, or are loaded while it
-computes. It has as many prompts as make the first two take about as long.
+computes. It has as many prompts as make the first two take about as long. A fourth way tells what the engine loses
+without overlap: one prompt, and so little to load that what comes on top of both is plain to see.
 """
 
 import math
@@ -23,6 +24,12 @@ from runtime.weights import Weights
 
 COMPUTE, LOAD, BOTH = "compute", "load", "both"
 """What a step of decode does."""
+
+LITTLE = Split(gpu=0.98, cpu=0.0, disk=0.02)
+"""Where weights are that are loaded and computed with in turn."""
+
+IN_TURN_SHARE = 0.15
+"""Of the time, what that may take."""
 
 NUM_LAYERS = 4
 MOST_STEPS = 4
@@ -65,6 +72,7 @@ class HiddenLoads:
         with small_image(
             self.directory, self.dtype, hidden_size=hidden, num_heads=heads, ffn_size=ffn, num_layers=NUM_LAYERS
         ) as image:
+            readings += self._in_turn(image, hidden, budget_s * IN_TURN_SHARE, timer)
             for number, (source, split) in enumerate(sources.items()):
                 share_s = (budget_s - (timer.now() - began)) / (len(sources) - number)
                 at = (("device", self.device.type), ("weights", source), ("hidden", hidden), ("prompts", prompts))
@@ -114,9 +122,46 @@ class HiddenLoads:
                 if 2 * timer.now() - began > end:
                     return samples
 
+    def _in_turn(self, image: Image, hidden: int, budget_s: float, timer: Timer) -> list[Reading]:
+        """Seconds of a layer of one prompt that computes, that loads, and that does both without overlap, in turns."""
+        end = timer.now() + budget_s
+        samples: dict[str, list[float]] = {COMPUTE: [], LOAD: [], BOTH: []}
+        with (
+            Movers(self.device, timeline=Timeline(), overlap=False, **self._disk_settings()) as movers,
+            Movers(self.device, timeline=Timeline()) as idle,
+        ):
+            loaded, resident = Weights(image, LITTLE, movers), Weights(image, HERE, idle)
+            loaded.fill()
+            resident.fill()
+
+            def load() -> None:
+                for turn in range(MOST_STEPS * NUM_LAYERS):
+                    loaded.start(turn % NUM_LAYERS, turn)
+                    movers.settle()
+                    loaded.finish(turn)
+
+            while True:
+                began = timer.now()
+                samples[LOAD].append(timer.once(load) / MOST_STEPS)
+                samples[BOTH].append(self._decode_s(loaded, movers, 1, MOST_STEPS))
+                samples[COMPUTE].append(self._decode_s(resident, idle, 1, MOST_STEPS))
+                if 2 * timer.now() - began > end:
+                    break
+        at = (("device", self.device.type), ("hidden", hidden))
+        return [
+            Reading(
+                name="layer_in_turn",
+                at=(*at, ("does", what)),
+                unit="s",
+                work=None,
+                samples=tuple(sample / NUM_LAYERS for sample in found),
+            )
+            for what, found in samples.items()
+        ]
+
     def _decode_s(self, weights: Weights, movers: Movers, prompts: int, steps: int) -> float:
         """Seconds of a step of decode."""
-        policy = one_batch(prompts, weights=weights.split)
+        policy = one_batch(prompts, weights=weights.split, overlap=movers.overlap)
         times = decode(weights, policy, movers, prompt_len=1, steps=steps, directory=self.directory)
         return times.decode_s / steps
 

@@ -27,8 +27,11 @@ _ROWS = (
     ("launch of a layer", "gpu.layer_launch_s", "s"),
     ("  with a carried cache", "gpu.carried_call_s", "s"),
     ("  with a 4-bit cache", "gpu.compressed_call_s", "s"),
+    ("  a tier more of cache", "gpu.part_call_s", "s"),
+    ("  in 4 bits", "gpu.compressed_part_call_s", "s"),
     ("gathering carried tokens", "gpu.gather_bytes_per_s", "bytes/s"),
     ("unhidden share of overlap", "engine.unhidden_share", ""),
+    ("a disk transfer without it", "engine.unoverlapped_call_s", "s"),
 )
 
 

@@ -139,7 +139,7 @@ def _probes(
         layers.Quantization(device, effort, weight=11.0),
         layers.CarriedAttention(device, effort, weight=3.0),
         layers.WholeLayer(device, effort, weight=2.0),
-        engine.EngineLayers(device, effort, offload.directory, weight=5.0),
+        engine.EngineLayers(device, effort, offload.directory, weight=9.0),
     ]
     if cuda:
         host = torch.device("cpu")  # which attends to a cache in the type that the GPU computes in

@@ -11,7 +11,18 @@ import numpy.typing
 
 from costmodel.errors import InputError
 from costmodel.formulations import get
-from costmodel.formulations.base import LINKS, RESOURCES, Case, Formulation, Peak, Shape, Stage, Switches, amounts_of
+from costmodel.formulations.base import (
+    LINKS,
+    RESOURCES,
+    Case,
+    Formulation,
+    Peak,
+    Shape,
+    Stage,
+    Switches,
+    amounts_of,
+    parts_of,
+)
 from costmodel.hardware import Hardware, Link, Links
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy
@@ -132,7 +143,8 @@ def check_workload(formulation: Formulation, hardware: Hardware, model: ModelSpe
 def case_of(policy: Policy, hardware: Hardware, model: ModelSpec, workload: Workload) -> Case:
     """The formulas' inputs for one policy."""
     shape = Shape.exactly(policy.gpu_batch_size, policy.num_gpu_batches)
-    return Case(hardware=hardware, model=model, workload=workload, switches=Switches.of(policy), shape=shape)
+    used = parts_of((policy.weights, policy.cache, policy.activations))
+    return Case(hardware=hardware, model=model, workload=workload, switches=Switches.of(policy), shape=shape, used=used)
 
 
 def limits_of(hardware: Hardware, formulation: Formulation, usable_fraction: float | None) -> dict[str, float]:

@@ -37,6 +37,12 @@ RESOURCES: tuple[Resource, ...] = (
 )
 LINKS: tuple[Resource, ...] = RESOURCES[2:]
 
+KINDS = ("weights", "cache", "activations")
+"""What is split over the tiers, in the order of :class:`Amounts`."""
+
+Part = tuple[str, str]
+"""What one tier holds of a tensor kind, such as ``("cache", "disk")``."""
+
 Linear = Any
 """A float, a numpy array or a PuLP expression: whatever supports ``+`` and ``* float``."""
 
@@ -90,6 +96,13 @@ def amounts_at(splits: tuple[Split, Split, Split], prompts: float) -> Amounts[fl
         activations=scaled(activations, prompts),
         prompts=prompts,
         blocks=1.0,
+    )
+
+
+def parts_of(splits: tuple[Split, Split, Split]) -> frozenset[Part]:
+    """The parts that hold anything, of weights, cache and activations: batches come one by one, and call for each."""
+    return frozenset(
+        (kind, tier) for kind, split in zip(KINDS, splits, strict=True) for tier in TIERS if getattr(split, tier)
     )
 
 
@@ -246,13 +259,35 @@ class Peak:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Everything a formula needs besides the amounts."""
+    """Everything a formula needs besides the amounts.
+
+    ``used`` are the parts whose calls count in full: one for every batch, however little of the batch lies there, which
+    is what an engine makes. Calls for other parts are counted by the share of the batch that lies there: a lower bound,
+    exact for none of it and for all.
+    """
 
     hardware: Hardware
     model: ModelSpec
     workload: Workload
     switches: Switches
     shape: Shape
+    used: frozenset[Part] = frozenset()
+
+    def calls(self, amounts: Amounts[Any], kind: str) -> PerTier[Any]:
+        """How many calls each tier's part of a kind takes in one layer: one a batch (times blocks)."""
+        held: PerTier[Any] = getattr(amounts, kind)
+
+        def calls_for(tier: str) -> Linear:
+            if (kind, tier) in self.used:
+                return self.shape.batches(amounts.prompts)
+            part = getattr(held, tier)
+            return part * float(self.shape.batches_low) if kind == "weights" else self.shape.batches(part)
+
+        return PerTier(*map(calls_for, TIERS))
+
+    def further_parts(self, kind: str) -> int:
+        """How many parts of a kind are in use beside the first."""
+        return max(0, sum(kind == one for one, _ in self.used) - 1)
 
 
 class Formulation(ABC):

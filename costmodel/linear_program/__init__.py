@@ -11,8 +11,25 @@ Memory is in GB and time in ms. :func:`solve` hands HiGHS the coefficients direc
 two equal, for HiGHS and CBC.
 """
 
-from costmodel.linear_program.optimum import least_extra_bytes, solve, solve_lexicographic
-from costmodel.linear_program.question import FixedSplits, Question, Solution
+from costmodel.linear_program.optimum import (
+    least_extra_bytes,
+    parts_in_part,
+    solve,
+    solve_lexicographic,
+    uncounted_s,
+)
+from costmodel.linear_program.question import PARTS, FixedSplits, Question, Solution
 from costmodel.linear_program.readable import readable
 
-__all__ = ["FixedSplits", "Question", "Solution", "least_extra_bytes", "readable", "solve", "solve_lexicographic"]
+__all__ = [
+    "PARTS",
+    "FixedSplits",
+    "Question",
+    "Solution",
+    "least_extra_bytes",
+    "parts_in_part",
+    "readable",
+    "solve",
+    "solve_lexicographic",
+    "uncounted_s",
+]

@@ -5,8 +5,8 @@ from functools import cache
 
 import numpy as np
 
-from costmodel.formulations.base import Amounts, Peak, PerTier
-from costmodel.linear_program.question import BLOCKS, KINDS, MS, PROMPTS, Question, Vector
+from costmodel.formulations.base import KINDS, Amounts, Peak, PerTier
+from costmodel.linear_program.question import BLOCKS, MS, PROMPTS, Question, Vector
 from costmodel.policy import TIERS
 from costmodel.units import GB
 
@@ -146,6 +146,8 @@ def _ends(question: Question, peaks: list[Peak]) -> tuple[Vector, Vector]:
             upper[taking] = np.minimum(upper[taking], room / size[taking] * LOOSE)
     if not question.formulation.activations_on_disk:
         upper[3 * 2 + 2] = 0.0
+    for kind, tier in question.unused:
+        upper[3 * KINDS.index(kind) + TIERS.index(tier)] = 0.0
     for i, split in enumerate(question.fixed or ()):
         shares = np.array([getattr(split, tier) for tier in TIERS])
         whole = (least, most) if KINDS[i] == "weights" else (question.prompts, question.prompts)

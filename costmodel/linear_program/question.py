@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import numpy.typing
 
-from costmodel.formulations.base import Amounts, Case, Formulation, Stage
+from costmodel.formulations.base import KINDS, Amounts, Case, Formulation, Part, PerTier, Stage
 from costmodel.policy import TIERS, Split
 
 Vector = np.typing.NDArray[np.float64]
 
-KINDS = ("weights", "cache", "activations")
 SPLIT_VARIABLES = tuple(f"{kind}_{tier}" for kind in KINDS for tier in TIERS)
+PARTS: tuple[Part, ...] = tuple((kind, tier) for kind in KINDS for tier in TIERS)
 BLOCKS = len(SPLIT_VARIABLES)
 PROMPTS = BLOCKS + 1
 MS = 1e3
@@ -25,7 +25,7 @@ class Question:
     """One linear program to build: what it costs (``case``), what it may use, what is fixed.
 
     ``contexts`` are the decode steps as (context length, steps); ``limits`` are usable bytes by tier;
-    ``max_block_prompts`` bounds the block beyond what the shape says.
+    ``max_block_prompts`` bounds the block beyond what the shape says; ``unused`` parts hold nothing.
     """
 
     formulation: Formulation
@@ -35,6 +35,7 @@ class Question:
     max_latency_s: float | None = None
     fixed: FixedSplits = None
     max_block_prompts: float = float("inf")
+    unused: frozenset[Part] = frozenset()
 
     @property
     def prompts(self) -> float:
@@ -57,6 +58,15 @@ class Question:
             stages = formulation.decode(case, amounts, context_len)
             found += [(f"decode{i}_{stage.name}", stage, steps) for stage in stages]
         return [(name.replace(" ", "_"), stage, passes) for name, stage, passes in found]
+
+    def amounts_of(self, values: Vector) -> Amounts[float]:
+        """The amounts of the reference prompts that a solver's variables say."""
+        weights, cache, activations = (PerTier(*map(float, values[3 * i : 3 * i + 3])) for i in range(3))
+        return Amounts(weights, cache, activations, prompts=self.prompts, blocks=float(values[BLOCKS]))
+
+    def seconds(self, amounts: Amounts[float]) -> float:
+        """Seconds of these amounts over all stages."""
+        return sum(float(stage.total()) * passes for _, stage, passes in self.timed_stages(amounts))
 
 
 @dataclass(frozen=True, kw_only=True)

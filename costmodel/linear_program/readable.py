@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from costmodel.formulations.base import Amounts, PerTier
-from costmodel.linear_program.question import KINDS, MS, SPLIT_VARIABLES, Question
+from costmodel.formulations.base import KINDS, Amounts, PerTier
+from costmodel.linear_program.question import MS, SPLIT_VARIABLES, Question
 from costmodel.policy import TIERS
 from costmodel.units import GB
 
@@ -63,6 +63,8 @@ def readable(question: Question) -> "pulp.LpProblem":
     problem.setObjective(milliseconds)
     if not question.formulation.activations_on_disk:
         constrain(split["activations_disk"] == 0, "no_activations_on_disk")
+    for kind, tier in sorted(question.unused):
+        constrain(split[f"{kind}_{tier}"] == 0, f"no_{kind}_on_{tier}")
     if question.fixed is not None:
         for kind, given in zip(KINDS, question.fixed, strict=True):
             whole = blocks if kind == "weights" else prompts

@@ -11,12 +11,12 @@ from costmodel import records
 from costmodel.errors import InfeasibleError, InputError
 from costmodel.estimate import Estimate, check_workload, estimate, limits_of
 from costmodel.formulations import get
-from costmodel.formulations.base import SWITCHES, Switches
+from costmodel.formulations.base import SWITCHES, Switches, parts_of
 from costmodel.hardware import Hardware
-from costmodel.linear_program import solve_lexicographic
+from costmodel.linear_program import PARTS, solve_lexicographic
 from costmodel.model import ModelSpec
 from costmodel.policy import Policy, Split
-from costmodel.search.branch_and_bound import Candidate, Certificate, Problem, certify
+from costmodel.search.branch_and_bound import Candidate, Certificate, Decided, Problem, certify
 from costmodel.search.infeasible import explain
 from costmodel.search.prices import Price, shadow_prices
 from costmodel.workload import Workload
@@ -274,14 +274,18 @@ def _finished(problem: Problem, candidate: Candidate, fraction: float) -> tuple[
     best = costed(candidate.splits)
     if problem.splits is not None:
         return best
-    tidy = solve_lexicographic(problem.question(candidate.switches, candidate.shape, SEGMENTS[-1]))
-    if tidy is None:
-        return best
-    for splits, slack in ((tidy.splits(), 1e-6), (_without_crumbs(tidy.splits()), 9e-7)):
-        tidied = costed(splits)
-        fast_enough = tidied[1].throughput_tok_per_s >= best[1].throughput_tok_per_s * (1 - slack)
-        if fast_enough and tidied[1].feasible and problem.in_time(tidied[1].latency_s):
-            best = tidied
+    used = parts_of(candidate.splits)
+    # Among the tiers in use first; then with others open, whose calls the program counts by their share.
+    for decided in (Decided(used=used, unused=frozenset(PARTS) - used), Decided(used=used)):
+        question = problem.question(candidate.switches, candidate.shape, SEGMENTS[-1], decided)
+        tidy = solve_lexicographic(question)
+        if tidy is None:
+            continue
+        for splits, slack in ((tidy.splits(), 1e-6), (_without_crumbs(tidy.splits()), 9e-7)):
+            tidied = costed(splits)
+            fast_enough = tidied[1].throughput_tok_per_s >= best[1].throughput_tok_per_s * (1 - slack)
+            if fast_enough and tidied[1].feasible and problem.in_time(tidied[1].latency_s):
+                best = tidied
     return best
 
 

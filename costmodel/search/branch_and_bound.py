@@ -1,8 +1,10 @@
-"""Branch and bound over switches and batch shapes, with linear programs as bounds.
+"""Branch and bound over switches, batch shapes and the tiers in use, with linear programs as bounds.
 
-A node is a set of switches and a range of batch shapes. Its bound is one linear program over the whole
-range (:mod:`costmodel.linear_program`): no policy in the node generates more tokens per second. The
-node with the highest bound is split until no bound exceeds the best policy found by more than the gap.
+A node is a set of switches, a range of batch shapes and what is decided of the parts: which tiers are in use for cache
+and activations, and which are not. Its bound is one linear program over the whole range
+(:mod:`costmodel.linear_program`): no policy in the node generates more tokens per second. The node with the highest
+bound is split until no bound exceeds the best policy found by more than the gap: by a part where its optimum counts
+the calls for it too low, else by shapes.
 What cannot be the best is left out first: blocks that exceed the memory of all tiers, and batches that a
 job of given length does not need.
 """
@@ -15,16 +17,39 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from costmodel.estimate import FIT_TOLERANCE, block_seconds
-from costmodel.formulations.base import Amounts, Case, Formulation, PerTier, Shape, Switches
+from costmodel.estimate import FIT_TOLERANCE, block_seconds, case_of
+from costmodel.formulations.base import Amounts, Case, Formulation, Part, PerTier, Shape, Switches, parts_of
 from costmodel.hardware import Hardware
-from costmodel.linear_program import FixedSplits, Question, Solution, solve
+from costmodel.linear_program import FixedSplits, Question, Solution, parts_in_part, solve, uncounted_s
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy, Split
 from costmodel.workload import Workload
 
+UNCOUNTED_SHARE = 0.5
+"""Of the gap, what an optimum may leave uncounted of the calls for parts in use."""
+
 LARGEST = 10**9
 """More prompts than any block holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What is settled of the parts: calls for those in use count in full, those out of use hold nothing."""
+
+    used: frozenset[Part] = frozenset()
+    unused: frozenset[Part] = frozenset()
+
+    def either_way(self, part: Part) -> "tuple[Decided, Decided]":
+        """The same with one more part settled, in use and out of use."""
+        return replace(self, used=self.used | {part}), replace(self, unused=self.unused | {part})
+
+    def covers(self, other: "Decided") -> bool:
+        """True where all that ``other`` leaves open is open here as well."""
+        return self.used <= other.used and self.unused <= other.unused
+
+
+OPEN = Decided()
+"""Nothing is settled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +115,18 @@ class Problem:
             batches_high=max(shape.batches_low, min(shape.batches_high, batches)),
         )
 
-    def question(self, switches: Switches, shape: Shape, segments: int) -> Question:
+    def question(self, switches: Switches, shape: Shape, segments: int, decided: Decided = OPEN) -> Question:
         """The linear program of one node."""
+        used = decided.used if self.splits is None else parts_of(self.splits)
         return Question(
             formulation=self.formulation,
-            case=self._case(switches, shape),
+            case=replace(self._case(switches, shape), used=used),
             contexts=tuple(self.formulation.decode_contexts(self.workload, segments)),
             limits=self.limits,
             max_latency_s=self.workload.max_latency_s,
             fixed=self.splits,
             max_block_prompts=self._most_useful_prompts(shape),
+            unused=decided.unused,
         )
 
     def _case(self, switches: Switches, shape: Shape) -> Case:
@@ -114,8 +141,7 @@ class Problem:
 
     def seconds(self, policy: Policy) -> float:
         """Seconds of one block, every decode step with its own context."""
-        case = self._case(Switches.of(policy), Shape.exactly(policy.gpu_batch_size, policy.num_gpu_batches))
-        return sum(block_seconds(self.formulation, case, policy))
+        return sum(block_seconds(self.formulation, case_of(policy, self.hardware, self.model, self.workload), policy))
 
     def in_time(self, seconds: float) -> bool:
         """True where a block of this duration respects the latency limit (to the solver's tolerance)."""
@@ -195,6 +221,7 @@ class _Node:
     tie: int
     switches: Switches = field(compare=False)
     shape: Shape = field(compare=False)
+    decided: Decided = field(compare=False)
     solution: Solution = field(compare=False)
 
 
@@ -216,7 +243,7 @@ class _Search:
         self.closed_bound = 0.0
         self.open: list[_Node] = []
         self.ties = itertools.count()
-        self.tried: set[tuple[Switches, Shape]] = set()
+        self.tried: dict[tuple[Switches, Shape], list[Decided]] = {}
         self.most_prompts = {switches: problem.most_prompts(switches) for switches in problem.switches}
 
     def run(self) -> Certificate:
@@ -247,10 +274,10 @@ class _Search:
         """True where the contexts of a closed shape leave the gap open, whatever else is still to come."""
         return bound <= self.closed_bound and not self.is_beaten(self.closed_bound)
 
-    def solve(self, switches: Switches, shape: Shape) -> tuple[float, Solution] | None:
+    def solve(self, switches: Switches, shape: Shape, decided: Decided) -> tuple[float, Solution] | None:
         """The bound of a range and its optimum, or ``None`` where the range holds no policy that fits."""
         self.linear_programs += 1
-        solution = solve(self.problem.question(switches, shape, self.segments))
+        solution = solve(self.problem.question(switches, shape, self.segments, decided))
         if solution is None:
             return None
         return self.throughput_of(solution.seconds_per_prompt) * self.problem.job_share(shape), solution
@@ -258,8 +285,8 @@ class _Search:
     def throughput_of(self, seconds_per_prompt: float) -> float:
         return self.problem.workload.gen_len / seconds_per_prompt if seconds_per_prompt else math.inf
 
-    def push(self, switches: Switches, whole: Shape) -> None:
-        """Open a node unless it is empty; a single shape is closed at once.
+    def push(self, switches: Switches, whole: Shape, decided: Decided = OPEN) -> None:
+        """Open a node unless it is empty; a single shape whose calls are counted right is closed at once.
 
         Where every number of batches in the range makes the job take the same number of blocks, the
         smallest one is the best: a block of fewer prompts is never slower.
@@ -269,23 +296,29 @@ class _Search:
             return
         if shape.gpu_batch_low == shape.gpu_batch_high and self.problem.same_number_of_blocks(shape):
             shape = Shape.exactly(shape.gpu_batch_low, shape.batches_low)
-        found = self.solve(switches, shape)
+        if shape.is_single:
+            before = self.tried.setdefault((switches, shape), [])
+            if any(done.covers(decided) for done in before):
+                return
+            before.append(decided)
+        found = self.solve(switches, shape, decided)
         if found is None:
             return
         bound, solution = found
+        node = _Node(-bound, next(self.ties), switches, shape, decided, solution)
         if shape.is_single:
-            self.tried.add((switches, shape))
             self.offer(switches, shape, bound, solution)
-        else:
-            heapq.heappush(self.open, _Node(-bound, next(self.ties), switches, shape, solution))
+            if self.is_beaten(bound) or self.part_to_settle(node) is None:
+                self.closed_bound = max(self.closed_bound, bound)
+                return
+        heapq.heappush(self.open, node)
 
     def offer(self, switches: Switches, shape: Shape, bound: float, solution: Solution) -> None:
         """Consider the optimum of a single shape as the incumbent.
 
-        Its bound stays on record: the program rounds contexts down, so the exact time is a little longer
-        (and may miss the latency limit).
+        The program rounds contexts down and may count too few calls, so the exact time is a little longer (and may miss
+        the latency limit).
         """
-        self.closed_bound = max(self.closed_bound, bound)
         if not solution.fits or (self.best is not None and bound <= self.best.throughput):
             return
         splits = self.problem.splits or solution.splits()
@@ -297,17 +330,24 @@ class _Search:
 
     def expand(self, node: _Node) -> None:
         """Try the shapes that the node's optimum points to, then split the node."""
-        for shape in self.nearby(node):
-            key = (node.switches, shape)
-            if key not in self.tried:
-                self.tried.add(key)
-                found = self.solve(node.switches, shape)
-                if found is not None:
-                    self.offer(node.switches, shape, *found)
+        if not node.shape.is_single:
+            for shape in self.nearby(node):
+                self.push(node.switches, shape, node.decided)
+        part = self.part_to_settle(node)
+        if part is not None:
+            for decided in node.decided.either_way(part):
+                self.push(node.switches, node.shape, decided)
+            return
         for shape in self.split(node):
-            if shape.is_single and (node.switches, shape) in self.tried:
-                continue
-            self.push(node.switches, shape)
+            self.push(node.switches, shape, node.decided)
+
+    def part_to_settle(self, node: _Node) -> Part | None:
+        """The part whose calls the node's optimum counts too low by most, where that matters to the proof."""
+        question, optimum = self.problem.question(node.switches, node.shape, self.segments, node.decided), node.solution
+        parts = parts_in_part(question, optimum)
+        if not parts or uncounted_s(question, optimum, parts) <= optimum.seconds * self.gap * UNCOUNTED_SHARE:
+            return None
+        return max(parts, key=lambda part: uncounted_s(question, optimum, [part]))
 
     def nearby(self, node: _Node) -> Iterator[Shape]:
         """Single shapes close to the node's relaxed optimum."""

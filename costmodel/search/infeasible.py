@@ -8,10 +8,13 @@ from costmodel.errors import InfeasibleError
 from costmodel.formulations.base import SWITCHES, Shape, Switches
 from costmodel.linear_program import least_extra_bytes, solve
 from costmodel.policy import TIERS
-from costmodel.search.branch_and_bound import Problem
+from costmodel.search.branch_and_bound import Problem, certify
 
 SEGMENTS = 64
 """Decode contexts that the fastest block distinguishes."""
+
+FASTEST_GAP = 1e-5
+"""How much faster than it another block may be."""
 
 _NAMES = {"gpu": "GPU memory", "cpu": "CPU memory", "disk": "disk"}
 _FLAGS = {"gpu": "--gpu-memory", "cpu": "--cpu-memory", "disk": "--disk"}
@@ -25,14 +28,15 @@ def smallest(problem: Problem) -> Shape:
 
 def fastest_block_s(problem: Problem) -> float | None:
     """Least seconds for a block over all switches at the smallest shape, or ``None`` if none fits."""
-    free = replace(problem, workload=replace(problem.workload, max_latency_s=None))
-    shape = smallest(free)
-    times = []
-    for switches in free.switches:
-        solution = solve(free.question(switches, shape, SEGMENTS))
-        if solution is not None and solution.fits:
-            times.append(free.seconds(free.policy(switches, shape, free.splits or solution.splits())))
-    return min(times, default=None)
+    shape = smallest(problem)
+    free = replace(
+        problem,
+        workload=replace(problem.workload, max_latency_s=None),
+        gpu_batch_size=shape.gpu_batch_low,
+        num_gpu_batches=shape.batches_low,
+    )
+    best = certify(free, gap=FASTEST_GAP, segments=SEGMENTS).best
+    return None if best is None else free.seconds(free.policy(best.switches, best.shape, best.splits))
 
 
 def explain(problem: Problem) -> InfeasibleError:

@@ -8,11 +8,12 @@ splits are free to follow.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from costmodel.formulations.base import parts_of
 from costmodel.hardware import Hardware, quantities
 from costmodel.linear_program import Question, solve
 from costmodel.overrides import PATHS, RELEASED
 from costmodel.policy import TIERS
-from costmodel.search.branch_and_bound import LARGEST, Candidate, Problem
+from costmodel.search.branch_and_bound import LARGEST, Candidate, Decided, Problem
 from costmodel.units import GB, GiB
 
 SEGMENTS = 4
@@ -105,7 +106,7 @@ def price_question(problem: Problem, candidate: Candidate) -> Question:
     if problem.num_gpu_batches is None:
         any_number = replace(shape, batches_low=1, batches_high=LARGEST)
         shape = problem.useful(any_number, problem.most_prompts(candidate.switches)) or shape
-    return problem.question(candidate.switches, shape, SEGMENTS)
+    return problem.question(candidate.switches, shape, SEGMENTS, Decided(used=parts_of(candidate.splits)))
 
 
 def shadow_prices(problem: Problem, candidate: Candidate) -> tuple[Price, ...]:

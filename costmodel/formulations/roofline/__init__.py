@@ -7,7 +7,7 @@ tokens, n new tokens, l layers, b prompts of a GPU batch, k GPU batches of a blo
 from typing import Any
 
 from costmodel.errors import InputError
-from costmodel.formulations.base import Amounts, Case, Formulation, Linear, Peak, Stage, Switches
+from costmodel.formulations.base import Amounts, Case, Formulation, Linear, Peak, PerTier, Stage, Switches
 from costmodel.formulations.roofline.seconds import (
     at_once,
     cache_quantize_s,
@@ -97,7 +97,7 @@ class Roofline(Formulation):
             attention["cpu_compute"] = cache.off_gpu * (cpu_attention_s(case, context_len) * model.num_layers)
             if case.hardware.cpu.attention_call_s is not None:
                 call_s = case.hardware.cpu.attention_call_s.effective * model.num_layers
-                attention["cpu_compute"] = attention["cpu_compute"] + case.shape.batches(cache.off_gpu) * call_s
+                attention["cpu_compute"] = attention["cpu_compute"] + case.calls(amounts, "cache").off_gpu * call_s
             attention["gpu_to_cpu"] = attention["gpu_to_cpu"] + cache.off_gpu * (
                 vector / links.gpu_to_cpu.bytes_per_s.effective
             )
@@ -159,19 +159,24 @@ class Roofline(Formulation):
 
 
 def _cache_handling(case: Case, amounts: Amounts[Any], context_len: Any) -> Linear:
-    """Seconds that the first tier's processor takes of 4-bit and carried caches beyond reading and expanding them.
-
-    A call is counted by the part of the batch that it is for, which keeps the formula linear.
-    """
-    gpu, cache, shape, layers = case.hardware.gpu, amounts.cache, case.shape, float(case.model.num_layers)
+    """Seconds that the first tier's processor takes of 4-bit and carried caches beyond reading and expanding them."""
+    gpu, cache, layers = case.hardware.gpu, amounts.cache, float(case.model.num_layers)
+    calls = case.calls(amounts, "cache")
     elsewhere = case.switches.cpu_attention and not disk_lands_on_gpu(case)
     seconds = amounts.prompts * 0.0
     if case.switches.compress_cache and gpu.compressed_call_s is not None:
-        attended = cache.gpu if elsewhere else amounts.prompts
-        seconds = seconds + shape.batches(attended) * (gpu.compressed_call_s.effective * layers)
+        attended = calls.gpu if elsewhere else case.shape.batches(amounts.prompts)
+        seconds = seconds + attended * (gpu.compressed_call_s.effective * layers)
     if elsewhere:
         return seconds
-    carried = cache.disk if case.switches.cpu_attention else cache.off_gpu  # the CPU attends in place to its own tier
+    part_call_s = gpu.compressed_part_call_s if case.switches.compress_cache else gpu.part_call_s
+    if part_call_s is not None:
+        further = float(case.further_parts("cache")) * layers
+        seconds = seconds + case.shape.batches(amounts.prompts) * (part_call_s.effective * further)
+
+    def carried(held: PerTier[Any]) -> Linear:
+        return held.disk if case.switches.cpu_attention else held.off_gpu  # the CPU attends in place to its own tier
+
     if gpu.carried_call_s is not None:
-        seconds = seconds + shape.batches(carried) * (gpu.carried_call_s.effective * layers)
-    return seconds + carried * (gather_s(case, context_len) * layers)
+        seconds = seconds + carried(calls) * (gpu.carried_call_s.effective * layers)
+    return seconds + carried(cache) * (gather_s(case, context_len) * layers)

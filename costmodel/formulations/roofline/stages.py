@@ -3,7 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from costmodel.formulations.base import LINKS, RESOURCES, Amounts, Case, Linear, PerTier, Resource, Stage, Track, add
+from costmodel.formulations.base import (
+    KINDS,
+    LINKS,
+    RESOURCES,
+    Amounts,
+    Case,
+    Linear,
+    PerTier,
+    Resource,
+    Stage,
+    Track,
+    add,
+)
 from costmodel.formulations.roofline.seconds import elementwise_s, head_s, matrix_params, products_s
 from costmodel.hardware import Link
 from costmodel.model import BYTES_PER_VALUE
@@ -37,7 +49,8 @@ def stages(
     for resource in hidden:
         attention[resource] = attention[resource] + latency[resource]
         mlp[resource] = mlp[resource] + hidden[resource]
-    loads, waited = _weight_loads(case, amounts), _hidden_waits(case, amounts, hidden)
+    loads = _weight_loads(case, amounts)
+    waited = _hidden_waits(case, amounts, hidden) if case.switches.overlap else _standstill(case, amounts, tokens)
     if case.hardware.engine.stages == "layer":
         merged = {resource: attention[resource] + mlp[resource] for resource in RESOURCES}
         return [_stage(case, "layers", merged, loads, 1.0, blocking_load, waited)]
@@ -62,7 +75,7 @@ def _stage(
     A batch waits for its CPU attention, so the processors take turns on one track; every link has a
     track of its own. Where both memory tiers are host memory, the processor copies between them itself, on its track
     too. ``waited`` are seconds in which the processors have nothing to do but to wait for a link. Without overlap all
-    of it is one track.
+    of it is one track, which waits where nothing moves either.
     """
     engine, overlap = case.hardware.engine, case.switches.overlap
     moved = {r: seconds[r] + loads[r] * share if r in loads else seconds[r] for r in RESOURCES}
@@ -70,7 +83,7 @@ def _stage(
     if blocking_load is not None:
         busy["cpu_to_gpu"] = busy["cpu_to_gpu"] + blocking_load
     if not overlap:
-        return Stage(name, busy, (Track(RESOURCES, add(busy.values())),), case.shape)
+        return Stage(name, busy, (Track(RESOURCES, add(busy.values()), waited=waited),), case.shape)
     copies: tuple[Resource, ...] = ("cpu_to_gpu", "gpu_to_cpu") if disk_lands_on_gpu(case) else ()
     alone: list[tuple[Resource, ...]] = [(link,) for link in LINKS if link not in copies]
     tracks = []
@@ -128,35 +141,45 @@ def _hidden_waits(case: Case, amounts: Amounts[Any], hidden: Mapping[Resource, L
     most = case.shape.batches_high
     if most > (2 if case.hardware.engine.weight_loads == "spread" else 1):
         return None
-    on_disk, off_gpu = amounts.activations.disk, amounts.activations.off_gpu
-    moving: dict[Resource, Linear] = {"disk_read": on_disk, "disk_write": on_disk}
+    calls = case.calls(amounts, "activations")
+    moving: dict[Resource, Linear] = {"disk_read": calls.disk, "disk_write": calls.disk}
     if not disk_lands_on_gpu(case):
-        moving |= {"cpu_to_gpu": off_gpu, "gpu_to_cpu": off_gpu}
+        moving |= {"cpu_to_gpu": calls.off_gpu, "gpu_to_cpu": calls.off_gpu}
     loads = ("disk_read", "cpu_to_gpu")
     return add(
-        hidden[link] + _transfers_s(case, amount, link) for link, amount in moving.items() if link in loads or most == 1
+        hidden[link] + _latency_s(case, calls, link) for link, calls in moving.items() if link in loads or most == 1
     )
 
 
+def _standstill(case: Case, amounts: Amounts[Any], tokens: int) -> Linear | None:
+    """Seconds in which, without overlap, neither a processor nor a link does anything: threads of the disk wake up.
+
+    Every batch calls for what it loads of weights, cache and hidden states, and for what it stores; prefill loads no
+    cache.
+    """
+    call_s = case.hardware.engine.unoverlapped_call_s
+    if call_s is None:
+        return None
+    weights, cache, hidden = (case.calls(amounts, kind).disk for kind in KINDS)
+    calls = weights + cache * (2.0 if tokens == 1 else 1.0) + hidden * 2.0
+    return calls * (float(case.model.num_layers) * call_s.effective)
+
+
 def _latency(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
-    """Seconds of link latency: one transfer a layer and batch for the cache and for the hidden states."""
-    cache, hidden = amounts.cache, amounts.activations
+    """Seconds of link latency: one transfer a layer, batch and part, for the cache and for the hidden states."""
+    cache, hidden = case.calls(amounts, "cache"), case.calls(amounts, "activations")
     moving: dict[Resource, Linear] = {
         "cpu_to_gpu": cache_over_link(case, cache) + over_link(case, hidden),
         "gpu_to_cpu": cache_over_link(case, cache) + over_link(case, hidden),
         "disk_read": cache.disk + hidden.disk,
         "disk_write": cache.disk + hidden.disk,
     }
-    return {resource: _transfers_s(case, amount, resource) for resource, amount in moving.items()}
+    return {resource: _latency_s(case, calls, resource) for resource, calls in moving.items()}
 
 
-def _transfers_s(case: Case, amount: Linear, link: Resource) -> Linear:
-    """Seconds of a link's latency in a pass: one transfer a layer and batch.
-
-    A transfer is counted by the part of the batch that moves, which keeps the formula linear.
-    """
-    latency_s = getattr(case.hardware.links, link).latency_s.effective
-    return case.shape.batches(amount) * (float(case.model.num_layers) * latency_s)
+def _latency_s(case: Case, calls: Linear, link: Resource) -> Linear:
+    """Seconds of a link's latency in a pass of so many calls a layer."""
+    return calls * (float(case.model.num_layers) * getattr(case.hardware.links, link).latency_s.effective)
 
 
 def over_link(case: Case, amount: PerTier[Any]) -> Linear:
