@@ -11,11 +11,11 @@ import random
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from costmodel.estimate import Estimate, case_of, estimate
 from costmodel.formulations import get
-from costmodel.formulations.base import SWITCHES, Amounts, Formulation, PerTier, Shape, Switches
+from costmodel.formulations.base import KINDS, SWITCHES, Amounts, Case, Formulation, PerTier, Shape, Stage, Switches
 from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy, Split
@@ -23,7 +23,6 @@ from costmodel.quantity import Quantity, Rate, Source
 from costmodel.search.branch_and_bound import Problem
 from costmodel.workload import Workload
 
-KINDS = ("weights", "cache", "activations")
 SOURCE = {"test": Source(title="made up for a test", date="2026-11")}
 
 # ------------------------------------------------------------------ machines and models
@@ -56,6 +55,9 @@ def machine(
     layer_launch_s: float = 0.0,
     compressed_call_s: float | None = None,
     carried_call_s: float | None = None,
+    part_call_s: float | None = None,
+    compressed_part_call_s: float | None = None,
+    unoverlapped_call_s: float | None = None,
     gather_bytes_per_s: float | None = None,
     quantize_values_per_s: float | None = None,
     cpu_attention_bytes_per_s: float | None = 20e9,
@@ -80,6 +82,7 @@ def machine(
     } | engine
     for name in ("unhidden_share", "attention_causal_share"):
         facts[name] = quantity(facts[name])
+    facts["unoverlapped_call_s"] = optional(unoverlapped_call_s)
     return Hardware(
         name="test-machine",
         description="A machine of a test.",
@@ -95,6 +98,8 @@ def machine(
             compressed_matmul_flops_per_s=compressed_matmul,
             compressed_call_s=optional(compressed_call_s),
             carried_call_s=optional(carried_call_s),
+            part_call_s=optional(part_call_s),
+            compressed_part_call_s=optional(compressed_part_call_s),
             gather_bytes_per_s=optional(gather_bytes_per_s),
             quantize_values_per_s=optional(quantize_values_per_s),
         ),
@@ -177,6 +182,9 @@ def any_machine(rng: random.Random, *, gpu_bytes: float, cpu_bytes: float, disk_
         layer_launch_s=rng.choice([0.0, logarithmic(rng, 1e-6, 1e-3)]),
         compressed_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
         carried_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
+        part_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
+        compressed_part_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
+        unoverlapped_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
         gather_bytes_per_s=rng.choice([None, logarithmic(rng, 1e9, 1e11)]),
         quantize_values_per_s=rng.choice([None, logarithmic(rng, 1e8, 1e10)]),
         cpu_attention_bytes_per_s=rng.choice([None, logarithmic(rng, 1e9, 1e11), logarithmic(rng, 1e9, 1e11)]),
@@ -302,7 +310,9 @@ def best_policy_of_shape(problem: Problem, switches: Switches, shape: Shape) -> 
     """Solve for the splits of one shape with scipy; ``None`` where nothing fits. Every decode step is its own."""
     prompts = float(shape.gpu_batch_low * shape.batches_low)
     anywhere = tuple(Split(gpu=1, cpu=0, disk=0) for _ in KINDS)
+    parts = tuple((kind, tier) for kind in KINDS for tier in TIERS)
     case = case_of(problem.policy(switches, shape, anywhere), problem.hardware, problem.model, problem.workload)
+    case = dataclasses.replace(case, used=frozenset(parts))
     formulation = problem.formulation
 
     # Ten points at once: every fraction zero, then one of them 1. An affine function is known by its values there.
@@ -312,58 +322,88 @@ def best_policy_of_shape(problem: Problem, switches: Switches, shape: Shape) -> 
         PerTier(*weights), PerTier(*cache), PerTier(*hidden), prompts=np.full(10, prompts), blocks=np.ones(10)
     )
 
-    def coefficients(values: Any) -> np.ndarray:
-        """Nine slopes and the constant."""
-        values = np.zeros(10) + values
-        return np.append(values[1:] - values[0], values[0])
+    def staged(case: Case) -> list[tuple[Stage, float]]:
+        """Every stage of a block and its passes."""
+        found = [(stage, 1.0) for stage in formulation.prefill(case, amounts)]
+        for context_len, steps in formulation.decode_contexts(problem.workload):
+            found += [(stage, float(steps)) for stage in formulation.decode(case, amounts, context_len)]
+        return found
 
-    stages = [(stage, 1.0) for stage in formulation.prefill(case, amounts)]
-    for context_len, steps in formulation.decode_contexts(problem.workload):
-        stages += [(stage, float(steps)) for stage in formulation.decode(case, amounts, context_len)]
+    def values_of(stage: Stage) -> list[tuple[Any, Any, Any]]:
+        """Work, waiting and loads beside the first batch of every track; what is always there comes last."""
+        tracks = [
+            tuple(0.0 if part is None else part for part in (track.spread, track.waited, track.first_batch))
+            for track in stage.tracks
+        ]
+        return [*tracks, (0.0 if stage.serial is None else stage.serial, 0.0, 0.0)]  # type: ignore[list-item]
+
+    # Nine indicators of the parts in use follow the nine fractions. What a part in use adds, however little it holds,
+    # is missing where it alone is not in use and holds nothing.
+    without = {part: staged(dataclasses.replace(case, used=case.used - {part})) for part in parts}
+    stages = staged(case)
+
+    def affine(number: int, track: int, which: int) -> np.ndarray:
+        """Nine slopes to fractions, nine to indicators, and the constant with nothing in use."""
+        values = np.zeros(10) + values_of(stages[number][0])[track][which]
+        added = [values[0] - (np.zeros(10) + values_of(without[part][number][0])[track][which])[0] for part in parts]
+        return np.concatenate([values[1:] - values[0], added, [values[0] - sum(added)]])
+
+    def coefficients(values: Any) -> np.ndarray:
+        """The same of what no part adds to."""
+        values = np.zeros(10) + values
+        return np.concatenate([values[1:] - values[0], np.zeros(9), [values[0]]])
 
     rows: list[tuple[np.ndarray, dict[int, float]]] = []  # affine(x) + sum of extra variables <= 0
-    cost, constant, extra_cost = np.zeros(9), 0.0, []
+    cost, constant, extra_cost = np.zeros(18), 0.0, []
     batches = shape.batches_low
-    for stage, passes in stages:
-        works = [coefficients(track.spread) for track in stage.tracks]
-        waits = [coefficients(0.0 if track.waited is None else track.waited) for track in stage.tracks]
-        loads = [coefficients(0.0 if track.first_batch is None else track.first_batch) for track in stage.tracks]
-        first, later = 9 + len(extra_cost), 10 + len(extra_cost)
+    for number, (stage, passes) in enumerate(stages):
+        tracks = range(len(stage.tracks))
+        works, waits, loads = ([affine(number, track, which) for track in tracks] for which in range(3))
+        first, later = 18 + len(extra_cost), 19 + len(extra_cost)
         extra_cost += [passes * (1 - stage.unhidden_share)] * 2
         for work, wait, load in zip(works, waits, loads, strict=True):
             rows.append(((work + wait) / batches + load, {first: -1.0}))
             rows.append(((work + wait) * (1 - 1 / batches), {later: -1.0}))
         always = sum(works + loads) * stage.unhidden_share
         if stage.serial is not None:
-            always = always + coefficients(stage.serial)
-        cost, constant = cost + always[:9] * passes, constant + always[9] * passes
-    width = 9 + len(extra_cost)
+            always = always + affine(number, -1, 0)
+        cost, constant = cost + always[:18] * passes, constant + always[18] * passes
+    width = 18 + len(extra_cost)
     objective = np.concatenate([cost, extra_cost])
     for peak in formulation.peaks(case, amounts):
         limit, size = problem.limits[peak.tier], coefficients(peak.bytes)
         unit = max(limit, float(np.max(np.abs(size))))
-        size[9] -= limit
+        size[18] -= limit
         rows.append((size / unit, {}))
     if problem.workload.max_latency_s is not None:
         limit = problem.workload.max_latency_s
-        row = np.concatenate([objective[:9], [constant - limit]]) / limit
-        rows.append((row, {9 + j: weight / limit for j, weight in enumerate(extra_cost)}))
+        row = np.concatenate([objective[:18], [constant - limit]]) / limit
+        rows.append((row, {18 + j: weight / limit for j, weight in enumerate(extra_cost)}))
+    for i in range(9):  # nothing lies where nothing is in use
+        row = np.zeros(19)
+        row[i], row[9 + i] = 1.0, -1.0
+        rows.append((row, {}))
     matrix, right = np.zeros((len(rows), width)), np.zeros(len(rows))
-    for i, (affine, extra) in enumerate(rows):
-        matrix[i, :9], right[i] = affine[:9], -affine[9]
+    for i, (line, extra) in enumerate(rows):
+        matrix[i, :18], right[i] = line[:18], -line[18]
         for column, value in extra.items():
             matrix[i, column] = value
     sums = np.zeros((3, width))
     for i in range(3):
         sums[i, 3 * i : 3 * i + 3] = 1.0
-    bounds: list[tuple[float, float | None]] = [(0.0, 1.0)] * 9 + [(0.0, None)] * (width - 9)
+    lower, upper = np.zeros(width), np.concatenate([np.ones(18), np.full(width - 18, np.inf)])
     if not formulation.activations_on_disk:
-        bounds[8] = (0.0, 0.0)
+        upper[8] = 0.0
     for i, split in enumerate(problem.splits or ()):
-        bounds[3 * i : 3 * i + 3] = [(getattr(split, tier),) * 2 for tier in TIERS]
+        lower[3 * i : 3 * i + 3] = upper[3 * i : 3 * i + 3] = [getattr(split, tier) for tier in TIERS]
     scale = max(float(np.max(np.abs(objective))), 1e-300)
-    found = linprog(
-        objective / scale, A_ub=matrix, b_ub=right, A_eq=sums, b_eq=np.ones(3), bounds=bounds, method="highs"
+    counts = objective[9:18].any() or any(line[9:18].any() for line, _ in rows[:-9])
+    found = milp(
+        objective / scale,
+        constraints=[LinearConstraint(matrix, -np.inf, right), LinearConstraint(sums, 1.0, 1.0)],
+        bounds=Bounds(lower, upper),
+        integrality=np.concatenate([np.zeros(9), np.full(9, float(counts)), np.zeros(width - 18)]),
+        options={"mip_rel_gap": 1e-9},
     )
     if found.status == 2:
         return None

@@ -286,7 +286,7 @@ class _Search:
         return self.problem.workload.gen_len / seconds_per_prompt if seconds_per_prompt else math.inf
 
     def push(self, switches: Switches, whole: Shape, decided: Decided = OPEN) -> None:
-        """Open a node unless it is empty; a single shape whose calls are counted right is closed at once.
+        """Open a node for what of a range is worth it, unless a single shape was opened with as little settled.
 
         Where every number of batches in the range makes the job take the same number of blocks, the
         smallest one is the best: a block of fewer prompts is never slower.
@@ -301,6 +301,10 @@ class _Search:
             if any(done.covers(decided) for done in before):
                 return
             before.append(decided)
+        self.enter(switches, shape, decided)
+
+    def enter(self, switches: Switches, shape: Shape, decided: Decided) -> None:
+        """Open a node unless it is empty; a single shape whose calls are counted right is closed at once."""
         found = self.solve(switches, shape, decided)
         if found is None:
             return
@@ -336,7 +340,7 @@ class _Search:
         part = self.part_to_settle(node)
         if part is not None:
             for decided in node.decided.either_way(part):
-                self.push(node.switches, node.shape, decided)
+                self.enter(node.switches, node.shape, decided)
             return
         for shape in self.split(node):
             self.push(node.switches, shape, node.decided)
