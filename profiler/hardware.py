@@ -174,10 +174,10 @@ def _in_blocks(measured: Rate, device: str) -> Rate:
 
     A block that is partly filled takes as long as a full one; full ones were measured at some numbers of rows.
     """
-    if device != "cpu":
-        return measured
     knots = dict(measured.curve or ())
-    for full in range(2 * FUSED_BLOCK, FUSED_ROWS + 1, FUSED_BLOCK):
+    if device != "cpu" or not knots:
+        return measured
+    for full in range(2 * FUSED_BLOCK, min(FUSED_ROWS, int(max(knots))) + 1, FUSED_BLOCK):
         first = full - FUSED_BLOCK + 1
         knots[full] = measured.at(full)
         knots[first] = measured.at(full) * first / full
@@ -221,6 +221,8 @@ def _unoverlapped_call(found: Profile) -> Quantity:
     figures = {
         str(figure.get("does")): figure for figure in found.results.select("layer_in_turn", device=found.device.type)
     }
+    if not figures:
+        raise TierwiseError("loading and computing in turn was not measured: the time was up before it")
     both, compute, load = (figures[kind] for kind in (hidden_loads.BOTH, hidden_loads.COMPUTE, hidden_loads.LOAD))
     beyond_s = both.median - compute.median - load.median
     return Quantity(value=max(0.0, beyond_s), source=MEASURED, spread=_spread(both))

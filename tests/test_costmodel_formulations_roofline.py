@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from costmodel.formulations.base import Shape, Switches
 from costmodel.hardware import Hardware, Links
 from costmodel.linear_program import solve
 from costmodel.model import ModelSpec
-from costmodel.policy import TIERS, Policy
+from costmodel.policy import TIERS, Policy, Split
 from costmodel.search.branch_and_bound import Problem
 from costmodel.workload import Workload
 from tests.instances import (
@@ -221,7 +222,20 @@ def test_latency_is_paid_for_each_transfer() -> None:
     half = cost(Policy.from_percent((100, 0, 100, 0, 50, 50), **shape), hardware, workload)
     assert weights.prefill_s == pytest.approx(24, rel=1e-3)
     assert hidden.prefill_s == pytest.approx(24 * 5, rel=1e-3)
-    assert half.prefill_s == pytest.approx(24 * 5 / 2, rel=1e-3)
+    assert half.prefill_s == pytest.approx(24 * 5, rel=1e-3)  # a transfer takes as long however little it brings
+
+
+def test_disk_transfers_without_overlap_leave_everything_idle() -> None:
+    # 24 layers, 3 batches. In prefill each calls for weights, stores its cache, and loads and stores its hidden states;
+    # in decode it loads its cache as well. However little of each is on disk.
+    policy = Policy.from_percent((90, 0, 90, 0, 90, 0), gpu_batch_size=2, num_gpu_batches=3, overlap=False)
+    workload = Workload(prompt_len=100, gen_len=3)
+    waking, awake = (cost(policy, machine(unoverlapped_call_s=call), workload) for call in (1e-3, None))
+    assert waking.prefill_s - awake.prefill_s == pytest.approx(24 * 3 * 4 * 1e-3, rel=1e-9)
+    assert waking.decode_s - awake.decode_s == pytest.approx(2 * 24 * 3 * 5 * 1e-3, rel=1e-9)
+    assert waking.busy_s == awake.busy_s
+    overlapped = policy.replace(overlap=True)
+    assert cost(overlapped, machine(unoverlapped_call_s=1e-3), workload) == cost(overlapped, machine(), workload)
 
 
 def test_the_engine_that_blocks_on_pageable_copies_by_hand() -> None:
@@ -324,7 +338,13 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
     def up(amount: Any) -> float:
         return amount.cpu if straight else amount.cpu + amount.disk
 
-    cached_up = 0.0 if straight and policy.cpu_attention else up(c)
+    def count(split: Split) -> SimpleNamespace:
+        """1 for each tier that holds anything."""
+        return SimpleNamespace(**{tier: float(getattr(split, tier) > 0) for tier in TIERS})
+
+    w_used, c_used, a_used = count(w), count(c), count(a)
+    in_place = straight and policy.cpu_attention
+    cached_up, cached_up_calls = (0.0 if in_place else up(one) for one in (c, c_used))
 
     def at_once(tokens: int) -> int:
         limit = engine.prefill_rows
@@ -364,7 +384,6 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
             one["compute"] += layers * prompts * tokens * kv / round_off
         new_bytes = layers * prompts * tokens * kv * cache_value
         wires = {name: getattr(links, path) for name, path in PATHS.items()}
-        transfers = layers * k * (c.cpu + c.disk)
         move("attention", "down", new_bytes * cached_up, wires["down"].for_cache.effective, 0, 0)
         move("attention", "write", new_bytes * c.disk, wires["write"].for_cache.effective, 0, 0)
         if prefill:
@@ -376,13 +395,17 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
             flops = layers * prompts * 4 * query * context_len / gpu.matmul_flops_per_s.effective
             on_gpu = max(read, flops) + (cached / expand if policy.compress_cache else 0)
             one["compute"] += c.gpu * on_gpu
-            carried, seen = (c.disk, 1.0) if policy.cpu_attention else (c.cpu + c.disk, 1.0)
+            carried, carried_calls = (one.disk if policy.cpu_attention else one.cpu + one.disk for one in (c, c_used))
+            seen, further = 1.0, c_used.gpu + c_used.cpu + c_used.disk - 1
             if policy.cpu_attention and not straight:
-                carried, seen = 0.0, c.gpu
+                carried, carried_calls, seen, further = 0.0, 0.0, c_used.gpu, 0.0
             if policy.compress_cache and gpu.compressed_call_s is not None:
                 one["compute"] += layers * k * seen * gpu.compressed_call_s.effective
             if gpu.carried_call_s is not None:
-                one["compute"] += layers * k * carried * gpu.carried_call_s.effective
+                one["compute"] += layers * k * carried_calls * gpu.carried_call_s.effective
+            part_call = gpu.compressed_part_call_s if policy.compress_cache else gpu.part_call_s
+            if part_call is not None:
+                one["compute"] += layers * k * further * part_call.effective
             if gpu.gather_bytes_per_s is not None:
                 singles = layers * prompts * (context_len - s) * kv * 2
                 one["compute"] += carried * singles / gpu.gather_bytes_per_s.effective
@@ -393,7 +416,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
                 if policy.compress_cache:
                     one["compute"] += off * cached / cpu.dequantize_values_per_s.effective
                 if cpu.attention_call_s is not None:
-                    one["compute"] += transfers * cpu.attention_call_s.effective
+                    one["compute"] += layers * k * (c_used.cpu + c_used.disk) * cpu.attention_call_s.effective
                 vectors_bytes = 0 if straight else layers * prompts * query * 2 * off
                 move("attention", "down", vectors_bytes, wires["down"].bytes_per_s.effective, 0, 0)
                 move("attention", "up", vectors_bytes, wires["up"].bytes_per_s.effective, 0, 0)
@@ -407,10 +430,10 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
                 one["compute"] += (c.cpu + c.disk) * on_gpu
                 move("attention", "up", cached * cache_value * up(c), wires["up"].for_cache.effective, 0, 0)
         for name, amount in (
-            ("up", cached_up + up(a)),
-            ("down", cached_up + up(a)),
-            ("read", c.disk + a.disk),
-            ("write", c.disk + a.disk),
+            ("up", cached_up_calls + up(a_used)),
+            ("down", cached_up_calls + up(a_used)),
+            ("read", c_used.disk + a_used.disk),
+            ("write", c_used.disk + a_used.disk),
         ):
             move("attention", name, 0, 1, layers * k * amount, wires[name].latency_s.effective)
         two = seconds["mlp"]
@@ -424,11 +447,15 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         # The only batch waits for its hidden states both ways, the second of two for the way back.
         ways = {1: ("up", "down", "read", "write"), 2: ("up", "read") if engine.weight_loads == "spread" else ()}
         idle_s = 0.0
-        for name in ways.get(k, ()):
-            amount = {"up": up(a), "down": up(a)}.get(name, a.disk)
+        for name in ways.get(k, ()) if policy.overlap else ():
+            amount, calls = ({"up": up(one), "down": up(one)}.get(name, one.disk) for one in (a, a_used))
             if name in ("read", "write") or not straight:
                 idle_s += hidden * amount / wires[name].bytes_per_s.effective
-                idle_s += layers * k * amount * wires[name].latency_s.effective
+                idle_s += layers * k * calls * wires[name].latency_s.effective
+        if not policy.overlap and engine.unoverlapped_call_s is not None:
+            times = 2 if tokens == 1 else 1  # in prefill a cache is stored only
+            calls = w_used.disk + times * c_used.disk + 2 * a_used.disk
+            idle_s = layers * k * calls * engine.unoverlapped_call_s.effective
         loads = {"up": up(w), "read": w.disk}
         for name, share in loads.items():
             moved[name] += streamed * share
@@ -455,7 +482,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
                 for part in (work, load)
             )
         if not policy.overlap:
-            return everything
+            return everything + idle
         lasts = {**work, "compute": work["compute"] + idle}
         if engine.weight_loads == "spread":
             longest = max(lasts[name] + load.get(name, 0) for name in work)
@@ -586,7 +613,9 @@ def test_overlap_is_never_slower(rng: random.Random) -> None:
     assert overlapped.latency_s <= plain.latency_s * (1 + 1e-12)
     assert overlapped.peak_bytes == plain.peak_bytes
     assert overlapped.bytes_moved == plain.bytes_moved
-    # Without overlap, the time is the sum of what every resource is busy with.
+    # Without overlap, the time is the sum of what every resource is busy with, and of what nothing is.
+    engine = dataclasses.replace(hardware.engine, unoverlapped_call_s=None)
+    plain = cost(policy.replace(overlap=False), dataclasses.replace(hardware, engine=engine), workload, model)
     busy = [sum(plain.busy_s[phase].values()) for phase in ("prefill", "decode")]
     assert [plain.prefill_s, plain.decode_s] == pytest.approx(busy, rel=1e-9)
     # With it, no resource is busy for longer than its phase.
@@ -671,19 +700,25 @@ def test_prompts_in_one_batch_share_what_a_batch_does_once(prompts: int, size: i
 
 
 @pytest.mark.parametrize(
-    ("kind", "cpu_attention", "calls", "gathered"),
+    ("kind", "cpu_attention", "carried", "further", "gathered"),
     [
         # Half of the cache stays, a quarter is in host memory and a quarter on disk.
-        ("cuda", False, 0.5, 0.5),
-        ("cuda", True, None, 0.0),  # the CPU attends to what the GPU does not hold
-        ("cpu", False, 0.5, 0.5),
-        ("cpu", True, 0.25, 0.25),  # host memory is attended to in place
+        ("cuda", False, 2, 2, 0.5),
+        ("cuda", True, 0, 0, 0.0),  # the CPU attends to what the GPU does not hold
+        ("cpu", False, 2, 2, 0.5),
+        ("cpu", True, 1, 2, 0.25),  # host memory is attended to in place
     ],
 )
 def test_carried_and_4_bit_caches_take_time_of_their_own(
-    kind: str, cpu_attention: bool, calls: float | None, gathered: float
+    kind: str, cpu_attention: bool, carried: int, further: int, gathered: float
 ) -> None:
-    extra = {"compressed_call_s": 1e-3, "carried_call_s": 2e-3, "gather_bytes_per_s": 1e9}
+    extra = {
+        "compressed_call_s": 1e-3,
+        "carried_call_s": 2e-3,
+        "compressed_part_call_s": 3e-4,
+        "part_call_s": 7.0,  # of a cache in 16 bits
+        "gather_bytes_per_s": 1e9,
+    }
     policy = Policy.from_percent(
         (100, 0, 50, 25, 100, 0),
         gpu_batch_size=4,
@@ -694,9 +729,9 @@ def test_carried_and_4_bit_caches_take_time_of_their_own(
     )
     workload = Workload(prompt_len=100, gen_len=3)
     with_it, without = (cost(policy, machine(kind=kind, **more), workload) for more in (extra, {}))
-    # 24 layers, 3 batches, 2 steps; the prompt of 100 tokens came in one piece, then 1 and 2 tokens by themselves.
-    seen = 1.0 if calls is not None else 0.5
-    expected = 24 * 3 * 2 * (seen * 1e-3 + (calls or 0.0) * 2e-3)
+    # 24 layers, 3 batches, 2 steps; a call is a whole one for a quarter of a batch. The prompt of 100 tokens came in
+    # one piece, then 1 and 2 tokens by themselves.
+    expected = 24 * 3 * 2 * (1e-3 + carried * 2e-3 + further * 3e-4)
     expected += gathered * 24 * 12 * (1 + 2) * 2 * 1024 * 2 / 1e9
     assert with_it.decode_s - without.decode_s == pytest.approx(expected, rel=1e-9)
     assert with_it.prefill_s == without.prefill_s

@@ -36,9 +36,10 @@ def test_every_cache_is_timed_and_what_comes_between_layers_is_not(
     monkeypatch.setattr(engine.EngineLayers, "_between", lambda self: pause)
     probe = engine.EngineLayers(torch.device("cpu"), EFFORT, tmp_path, weight=1.0)
     readings = {dict(reading.at)["cache"]: reading.samples for reading in probe.run(Timer(now=clock), 0.0, Results())}
-    assert list(readings) == [engine.STAYS, engine.CARRIED, engine.COMPRESSED]
+    caches = [engine.STAYS, engine.CARRIED, engine.COMPRESSED, engine.PARTS, engine.COMPRESSED_PARTS]
+    assert list(readings) == caches
     passes = 1 + 3  # prefill, and the fewest steps of decode
-    assert len(pauses) == 2 + 3 * passes * engine.NUM_LAYERS
+    assert len(pauses) == 2 + len(caches) * passes * engine.NUM_LAYERS
     for samples in readings.values():
         assert samples == pytest.approx([TICK_S] * (passes - 1) * (engine.NUM_LAYERS - 1))
     assert list(tmp_path.iterdir()) == []

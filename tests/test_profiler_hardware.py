@@ -1,6 +1,7 @@
 """From figures to a hardware file: synthetic samples of a known machine give back that machine."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -59,7 +60,9 @@ def machine_readings(device: str = "cpu") -> list[Reading]:
         # 1/1.2 ns a value, of which two bytes at 6 GB/s take 1/3 ns: half a nanosecond is expansion.
         found += readings("compressed_attention", "values/s", {(place,): (1.2e9, 1.0)})
         found.append(Reading(name="attention_call", at=(place,), unit="s", work=None, samples=(1e-5,) * 3))
-    for cache, seconds in ((engine.STAYS, 1e-4), (engine.CARRIED, 3e-4), (engine.COMPRESSED, 5e-5)):
+    layer_s = {engine.STAYS: 1e-4, engine.CARRIED: 3e-4, engine.COMPRESSED: 5e-5}
+    layer_s |= {engine.PARTS: 3.4e-4, engine.COMPRESSED_PARTS: 3e-4}
+    for cache, seconds in layer_s.items():
         samples = (seconds, seconds, 3 * seconds)
         found.append(Reading(name="engine_layer", at=(on, ("cache", cache)), unit="s", work=None, samples=samples))
     # 64 tokens in all: 31 more by themselves are 31/64 of 640 bytes, and take 0.1 s longer.
@@ -71,6 +74,9 @@ def machine_readings(device: str = "cpu") -> list[Reading]:
         for does, samples in steps.items():
             at = (on, ("weights", source), ("does", does))
             found.append(Reading(name="decode_step", at=at, unit="s", work=None, samples=samples))
+    for does, seconds in ((hidden_loads.COMPUTE, 5e-3), (hidden_loads.LOAD, 1e-3), (hidden_loads.BOTH, 7e-3)):
+        at = (on, ("does", does))
+        found.append(Reading(name="layer_in_turn", at=at, unit="s", work=None, samples=(seconds,) * 3))
     return found
 
 
@@ -131,6 +137,9 @@ def machine() -> Hardware:
         ("gpu.layer_launch_s", 1e-4),
         ("gpu.carried_call_s", 2e-4),
         ("gpu.compressed_call_s", 0.0),  # no less than nothing
+        ("gpu.part_call_s", 4e-5),  # the part that is carried aside
+        ("gpu.compressed_part_call_s", 5e-5),
+        ("engine.unoverlapped_call_s", 1e-3),
         ("gpu.gather_bytes_per_s", 3100.0),
         ("gpu.quantize_values_per_s", 3e8),
         ("cpu.attention_bytes_per_s", 6e9),
@@ -150,7 +159,10 @@ def test_curves_and_spreads(machine: Hardware) -> None:
     assert machine.gpu.matmul_flops_per_s.curve == ((1, 1e9), (8, pytest.approx(8e9)), (64, pytest.approx(64e9)))
     assert machine.gpu.matmul_flops_per_s.at(8) == pytest.approx(8e9)
     assert machine.gpu.compressed_matmul_flops_per_s is not None
-    assert machine.gpu.compressed_matmul_flops_per_s.curve == ((1, pytest.approx(3e9)), (16, pytest.approx(48e9)))
+    # At 16 rows 48 TFLOP/s, at 8 and 12 between that and one row's 3; 5 rows take as long as 8, and so on.
+    eight, twelve = (3e9 + 45e9 * math.log(rows, 16) for rows in (8, 12))
+    curve = [(1, 3e9), (5, eight * 5 / 8), (8, eight), (9, twelve * 9 / 12), (12, twelve), (13, 39e9), (16, 48e9)]
+    assert machine.gpu.compressed_matmul_flops_per_s.curve == tuple((rows, pytest.approx(rate)) for rows, rate in curve)
     assert machine.links.disk_read.bytes_per_s.spread == pytest.approx(0.01, abs=1e-4)
     assert machine.gpu.layer_launch_s.spread == pytest.approx(1.0)
 
@@ -167,7 +179,9 @@ def test_too_few_repeats_state_no_spread() -> None:
     assert made.hardware(profile_of(found), name="box").gpu.layer_launch_s.spread is None
 
 
-@pytest.mark.parametrize("missing", ["matmul", "disk_read", "decode_attention", "decode_step", "engine_layer"])
+@pytest.mark.parametrize(
+    "missing", ["matmul", "disk_read", "decode_attention", "decode_step", "engine_layer", "layer_in_turn"]
+)
 def test_what_was_not_measured_is_said(missing: str) -> None:
     found = [reading for reading in machine_readings() if reading.name != missing]
     with pytest.raises(TierwiseError, match="measured"):

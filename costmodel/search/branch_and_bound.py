@@ -346,10 +346,15 @@ class _Search:
             self.push(node.switches, shape, node.decided)
 
     def part_to_settle(self, node: _Node) -> Part | None:
-        """The part whose calls the node's optimum counts too low by most, where that matters to the proof."""
+        """The part whose calls the node's optimum counts too low by most, where that matters to the proof.
+
+        Or to whether a single shape is within a limit of latency.
+        """
         question, optimum = self.problem.question(node.switches, node.shape, self.segments, node.decided), node.solution
         parts = parts_in_part(question, optimum)
-        if not parts or uncounted_s(question, optimum, parts) <= optimum.seconds * self.gap * UNCOUNTED_SHARE:
+        limited = node.shape.is_single and question.max_latency_s is not None
+        tolerance = FIT_TOLERANCE if limited else self.gap * UNCOUNTED_SHARE
+        if not parts or uncounted_s(question, optimum, parts) <= optimum.seconds * tolerance:
             return None
         return max(parts, key=lambda part: uncounted_s(question, optimum, [part]))
 
