@@ -18,12 +18,9 @@ from runtime.weights import Weights
 HERE, IN_HOST_MEMORY, ON_DISK = (Split(gpu=float(i == 0), cpu=float(i == 1), disk=float(i == 2)) for i in range(3))
 
 
-@contextmanager
-def small_image(
-    directory: Path, dtype: torch.dtype, *, hidden_size: int, num_heads: int, ffn_size: int, num_layers: int
-) -> Iterator[Image]:
-    """The image of an OPT of random weights with next to no vocabulary; its files are gone in the end."""
-    config = {
+def small_opt(*, hidden_size: int, num_heads: int, ffn_size: int, num_layers: int) -> dict[str, Any]:
+    """The config of an OPT with next to no vocabulary."""
+    return {
         "model_type": "opt",
         "hidden_size": hidden_size,
         "word_embed_proj_dim": hidden_size,
@@ -35,6 +32,14 @@ def small_image(
         "do_layer_norm_before": True,
         "activation_function": "relu",
     }
+
+
+@contextmanager
+def small_image(
+    directory: Path, dtype: torch.dtype, *, hidden_size: int, num_heads: int, ffn_size: int, num_layers: int
+) -> Iterator[Image]:
+    """The image of :func:`small_opt` with random weights; its files are gone in the end."""
+    config = small_opt(hidden_size=hidden_size, num_heads=num_heads, ffn_size=ffn_size, num_layers=num_layers)
     with tempfile.TemporaryDirectory(prefix=".tierwise-profile-", dir=directory) as name:
         path = Path(name) / "config.json"
         path.write_text(json.dumps(config), encoding="utf-8")

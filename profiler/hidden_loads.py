@@ -6,21 +6,26 @@ without overlap: one prompt, and so little to load that what comes on top of bot
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from costmodel.model import ModelSpec
 from costmodel.policy import Split
 from profiler.compute import compute_dtype, dtype_name
 from profiler.effort import Effort, MiB
-from profiler.engine_run import HERE, IN_HOST_MEMORY, ON_DISK, decode, one_batch, small_image
+from profiler.engine_run import HERE, IN_HOST_MEMORY, ON_DISK, decode, one_batch, small_image, small_opt
 from profiler.offload import FREE_SHARE, free_bytes
 from profiler.timing import Reading, Results, Timer
 from runtime.image import Image
 from runtime.movers import Movers
 from runtime.timeline import Timeline
 from runtime.weights import Weights
+
+Samples = dict[str, list[float]]
+Side = tuple[Weights, Movers]
 
 COMPUTE, LOAD, BOTH = "compute", "load", "both"
 """What a step of decode does."""
@@ -85,7 +90,13 @@ class HiddenLoads:
         """The effort's hidden and MLP sizes, halved until there is time and room on the disk for their image."""
         room = min(MOST_BYTES, most_bytes, FREE_SHARE * free_bytes(self.directory))
         hidden, ffn = self.effort.hidden_size, self.effort.ffn_size
-        while hidden > LEAST_WIDTH and NUM_LAYERS * 2 * hidden * (2 * hidden + ffn) * self.dtype.itemsize > room:
+
+        def too_large() -> bool:
+            config = small_opt(hidden_size=hidden, num_heads=1, ffn_size=ffn, num_layers=NUM_LAYERS)
+            model = ModelSpec.from_config(config, name="profile")
+            return NUM_LAYERS * model.layer_weight_bytes(compressed=False) > room
+
+        while hidden > LEAST_WIDTH and too_large():
             hidden, ffn = hidden // 2, ffn // 2
         return hidden, ffn
 
@@ -100,39 +111,27 @@ class HiddenLoads:
         }
         return min(imbalance, key=lambda rows: imbalance[rows])
 
-    def _steps(self, image: Image, split: Split, prompts: int, budget_s: float, timer: Timer) -> dict[str, list[float]]:
-        """Seconds of a step of each kind, taken in turns until the time is used up, once at least."""
+    def _steps(self, image: Image, split: Split, prompts: int, budget_s: float, timer: Timer) -> Samples:
+        """Seconds of a step of each kind."""
         end = timer.now() + budget_s
-        samples: dict[str, list[float]] = {COMPUTE: [], LOAD: [], BOTH: []}
-        with (
-            Movers(self.device, timeline=Timeline(), overlap=True, **self._disk_settings()) as movers,
-            Movers(self.device, timeline=Timeline()) as idle,
-        ):
-            loaded, resident = Weights(image, split, movers), Weights(image, HERE, idle)
-            loaded.fill()
-            resident.fill()
+        with self._sides(image, split, overlap=True) as ((loaded, movers), (resident, idle)):
             once_s = timer.once(lambda: _load(loaded, NUM_LAYERS))
             # Of the three kinds the last takes up to twice as long, and each is begun by a step that does not count.
             steps = min(MOST_STEPS, max(2, int((end - timer.now()) / (6 * max(once_s, 1e-4)))))
-            while True:
-                began = timer.now()
-                samples[LOAD].append(timer.once(lambda: _load(loaded, steps * NUM_LAYERS)) / steps)
-                samples[BOTH].append(self._decode_s(loaded, movers, prompts, steps))
-                samples[COMPUTE].append(self._decode_s(resident, idle, prompts, steps))
-                if 2 * timer.now() - began > end:
-                    return samples
+            return _taking_turns(
+                {
+                    LOAD: lambda: timer.once(lambda: _load(loaded, steps * NUM_LAYERS)) / steps,
+                    BOTH: lambda: self._decode_s(loaded, movers, prompts, steps),
+                    COMPUTE: lambda: self._decode_s(resident, idle, prompts, steps),
+                },
+                timer,
+                end,
+            )
 
     def _in_turn(self, image: Image, hidden: int, budget_s: float, timer: Timer) -> list[Reading]:
-        """Seconds of a layer of one prompt that computes, that loads, and that does both without overlap, in turns."""
+        """Seconds of a layer of one prompt that computes, that loads a little, and that does both without overlap."""
         end = timer.now() + budget_s
-        samples: dict[str, list[float]] = {COMPUTE: [], LOAD: [], BOTH: []}
-        with (
-            Movers(self.device, timeline=Timeline(), overlap=False, **self._disk_settings()) as movers,
-            Movers(self.device, timeline=Timeline()) as idle,
-        ):
-            loaded, resident = Weights(image, LITTLE, movers), Weights(image, HERE, idle)
-            loaded.fill()
-            resident.fill()
+        with self._sides(image, LITTLE, overlap=False) as ((loaded, movers), (resident, idle)):
 
             def load() -> None:
                 for turn in range(MOST_STEPS * NUM_LAYERS):
@@ -140,13 +139,15 @@ class HiddenLoads:
                     movers.settle()
                     loaded.finish(turn)
 
-            while True:
-                began = timer.now()
-                samples[LOAD].append(timer.once(load) / MOST_STEPS)
-                samples[BOTH].append(self._decode_s(loaded, movers, 1, MOST_STEPS))
-                samples[COMPUTE].append(self._decode_s(resident, idle, 1, MOST_STEPS))
-                if 2 * timer.now() - began > end:
-                    break
+            steps = _taking_turns(
+                {
+                    LOAD: lambda: timer.once(load) / MOST_STEPS,
+                    BOTH: lambda: self._decode_s(loaded, movers, 1, MOST_STEPS),
+                    COMPUTE: lambda: self._decode_s(resident, idle, 1, MOST_STEPS),
+                },
+                timer,
+                end,
+            )
         at = (("device", self.device.type), ("hidden", hidden))
         return [
             Reading(
@@ -154,10 +155,22 @@ class HiddenLoads:
                 at=(*at, ("does", what)),
                 unit="s",
                 work=None,
-                samples=tuple(sample / NUM_LAYERS for sample in found),
+                samples=tuple(seconds / NUM_LAYERS for seconds in samples),
             )
-            for what, found in samples.items()
+            for what, samples in steps.items()
         ]
+
+    @contextmanager
+    def _sides(self, image: Image, split: Split, *, overlap: bool) -> Iterator[tuple[Side, Side]]:
+        """The model with weights that are loaded, and with weights that stay."""
+        with (
+            Movers(self.device, timeline=Timeline(), overlap=overlap, **self._disk_settings()) as movers,
+            Movers(self.device, timeline=Timeline()) as idle,
+        ):
+            loaded, resident = Weights(image, split, movers), Weights(image, HERE, idle)
+            loaded.fill()
+            resident.fill()
+            yield (loaded, movers), (resident, idle)
 
     def _decode_s(self, weights: Weights, movers: Movers, prompts: int, steps: int) -> float:
         """Seconds of a step of decode."""
@@ -174,3 +187,14 @@ def _load(weights: Weights, count: int) -> None:
             weights.start(turn % layers, turn)
         if turn > 0:
             weights.finish(turn - 1)
+
+
+def _taking_turns(kinds: Mapping[str, Callable[[], float]], timer: Timer, end: float) -> Samples:
+    """What each kind measures, one after the other until the time is used up, once at least."""
+    samples: Samples = {what: [] for what in kinds}
+    while True:
+        began = timer.now()
+        for what, measured in kinds.items():
+            samples[what].append(measured())
+        if 2 * timer.now() - began > end:
+            return samples

@@ -93,7 +93,6 @@ def test_everything_needed_was_measured(measured: tuple[Path, Path, Path]) -> No
     assert {figure["name"] for figure in record["figures"]} == {
         "cpu_to_gpu",
         "gpu_to_cpu",
-        "both_ways",
         "disk_read",
         "disk_read_setting",
         "disk_write",
