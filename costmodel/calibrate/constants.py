@@ -150,6 +150,19 @@ MACHINE_CONSTANTS: Mapping[str, MachineConstant] = {
             run="tierwise bench --percent 100 0 0 100 100 0 --gpu-batch-size 1 --num-gpu-batches 16",
         ),
         MachineConstant(
+            name="part-call",
+            path="gpu.part_call_s",
+            what="a call over one more part of a cache",
+            run="tierwise bench --percent 100 0 50 25 100 0 --gpu-batch-size 1 --num-gpu-batches 16",
+        ),
+        MachineConstant(
+            name="compressed-part-call",
+            path="gpu.compressed_part_call_s",
+            what="a call over one more part of a 4-bit cache",
+            run="tierwise bench --percent 100 0 50 25 100 0 --compress-cache on --gpu-batch-size 1 "
+            "--num-gpu-batches 16",
+        ),
+        MachineConstant(
             name="gather",
             path="gpu.gather_bytes_per_s",
             what="gathering carried tokens",
@@ -176,6 +189,12 @@ MACHINE_CONSTANTS: Mapping[str, MachineConstant] = {
             what="4-bit expansion on the CPU",
             run="tierwise bench --percent 100 0 0 100 100 0 --cpu-attention on --compress-cache on "
             "--gpu-batch-size 16 --num-gpu-batches 2 --prompt-len 512 --gen-len 16",
+        ),
+        MachineConstant(
+            name="unoverlapped-call",
+            path="engine.unoverlapped_call_s",
+            what="a disk transfer without overlap",
+            run="tierwise bench --percent 90 0 90 0 90 0 --overlap off --gpu-batch-size 1 --num-gpu-batches 1",
         ),
         MachineConstant(
             name="unhidden-share",
