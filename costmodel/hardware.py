@@ -163,8 +163,6 @@ class Engine:
     """Facts about the program that drives the machine, read in its source rather than fitted.
 
     ``unhidden_share`` is the share of hidden work that still lengthens an overlapped stage.
-    ``unoverlapped_call_s`` (0 where absent) is how long nothing happens without overlap around each transfer to or from
-    the disk: threads wake up, beside others that still look for work.
     ``stages`` says what overlaps with what: loads of a whole layer with the layer before, or loads of the
     MLP with attention and of attention with the MLP; ``weight_loads`` whether a load is spread over all
     batches of the block or runs beside the first one only; ``cache_loads`` whether the computation waits
@@ -189,7 +187,6 @@ class Engine:
     prefill_logits: Literal["last", "all"]
     attention_scores: Literal["fused", "stored"]
     attention_causal_share: Quantity
-    unoverlapped_call_s: Seconds | None = None
     prefill_rows: int | None = None
     expanded: Literal["layer and cache", "matrix", "pieces"] = "layer and cache"
     buffers: Literal["as needed", "always"] = "as needed"

@@ -203,7 +203,6 @@ def _engine(found: Profile) -> Engine:
     return Engine(
         name="tierwise",
         unhidden_share=Quantity(value=share, source=MEASURED, spread=spread),
-        unoverlapped_call_s=_unoverlapped_call(found),
         stages="layer",
         weight_loads="spread",
         cache_loads="overlapped",
@@ -214,18 +213,6 @@ def _engine(found: Profile) -> Engine:
         expanded="matrix" if found.device.type == "cuda" else "pieces",
         buffers="always",
     )
-
-
-def _unoverlapped_call(found: Profile) -> Quantity:
-    """Seconds that a layer which loads and computes in turn takes beyond both, by the middle of each."""
-    figures = {
-        str(figure.get("does")): figure for figure in found.results.select("layer_in_turn", device=found.device.type)
-    }
-    if not figures:
-        raise TierwiseError("loading and computing in turn was not measured: the time was up before it")
-    both, compute, load = (figures[kind] for kind in (hidden_loads.BOTH, hidden_loads.COMPUTE, hidden_loads.LOAD))
-    beyond_s = both.median - compute.median - load.median
-    return Quantity(value=max(0.0, beyond_s), source=MEASURED, spread=_spread(both))
 
 
 def overlap_share(found: Profile) -> tuple[float, float | None]:

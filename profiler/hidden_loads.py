@@ -1,13 +1,11 @@
 """How much of loading weights shows when the engine hides it behind computation, or computation behind it.
 
 A model of a few layers decodes in three ways: its weights stay in memory, are only loaded, or are loaded while it
-computes. It has as many prompts as make the first two take about as long. A fourth way tells what the engine loses
-without overlap: one prompt, and so little to load that what comes on top of both is plain to see.
+computes. It has as many prompts as make the first two take about as long.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,17 +22,8 @@ from runtime.movers import Movers
 from runtime.timeline import Timeline
 from runtime.weights import Weights
 
-Samples = dict[str, list[float]]
-Side = tuple[Weights, Movers]
-
 COMPUTE, LOAD, BOTH = "compute", "load", "both"
 """What a step of decode does."""
-
-LITTLE = Split(gpu=0.98, cpu=0.0, disk=0.02)
-"""Where weights are that are loaded and computed with in turn."""
-
-IN_TURN_SHARE = 0.15
-"""Of the time, what that may take."""
 
 NUM_LAYERS = 4
 MOST_STEPS = 4
@@ -77,7 +66,6 @@ class HiddenLoads:
         with small_image(
             self.directory, self.dtype, hidden_size=hidden, num_heads=heads, ffn_size=ffn, num_layers=NUM_LAYERS
         ) as image:
-            readings += self._in_turn(image, hidden, budget_s * IN_TURN_SHARE, timer)
             for number, (source, split) in enumerate(sources.items()):
                 share_s = (budget_s - (timer.now() - began)) / (len(sources) - number)
                 at = (("device", self.device.type), ("weights", source), ("hidden", hidden), ("prompts", prompts))
@@ -111,70 +99,31 @@ class HiddenLoads:
         }
         return min(imbalance, key=lambda rows: imbalance[rows])
 
-    def _steps(self, image: Image, split: Split, prompts: int, budget_s: float, timer: Timer) -> Samples:
-        """Seconds of a step of each kind."""
+    def _steps(self, image: Image, split: Split, prompts: int, budget_s: float, timer: Timer) -> dict[str, list[float]]:
+        """Seconds of a step of each kind, taken in turns until the time is used up, once at least."""
         end = timer.now() + budget_s
-        with self._sides(image, split, overlap=True) as ((loaded, movers), (resident, idle)):
-            once_s = timer.once(lambda: _load(loaded, NUM_LAYERS))
-            # Of the three kinds the last takes up to twice as long, and each is begun by a step that does not count.
-            steps = min(MOST_STEPS, max(2, int((end - timer.now()) / (6 * max(once_s, 1e-4)))))
-            return _taking_turns(
-                {
-                    LOAD: lambda: timer.once(lambda: _load(loaded, steps * NUM_LAYERS)) / steps,
-                    BOTH: lambda: self._decode_s(loaded, movers, prompts, steps),
-                    COMPUTE: lambda: self._decode_s(resident, idle, prompts, steps),
-                },
-                timer,
-                end,
-            )
-
-    def _in_turn(self, image: Image, hidden: int, budget_s: float, timer: Timer) -> list[Reading]:
-        """Seconds of a layer of one prompt that computes, that loads a little, and that does both without overlap."""
-        end = timer.now() + budget_s
-        with self._sides(image, LITTLE, overlap=False) as ((loaded, movers), (resident, idle)):
-
-            def load() -> None:
-                for turn in range(MOST_STEPS * NUM_LAYERS):
-                    loaded.start(turn % NUM_LAYERS, turn)
-                    movers.settle()
-                    loaded.finish(turn)
-
-            steps = _taking_turns(
-                {
-                    LOAD: lambda: timer.once(load) / MOST_STEPS,
-                    BOTH: lambda: self._decode_s(loaded, movers, 1, MOST_STEPS),
-                    COMPUTE: lambda: self._decode_s(resident, idle, 1, MOST_STEPS),
-                },
-                timer,
-                end,
-            )
-        at = (("device", self.device.type), ("hidden", hidden))
-        return [
-            Reading(
-                name="layer_in_turn",
-                at=(*at, ("does", what)),
-                unit="s",
-                work=None,
-                samples=tuple(seconds / NUM_LAYERS for seconds in samples),
-            )
-            for what, samples in steps.items()
-        ]
-
-    @contextmanager
-    def _sides(self, image: Image, split: Split, *, overlap: bool) -> Iterator[tuple[Side, Side]]:
-        """The model with weights that are loaded, and with weights that stay."""
+        samples: dict[str, list[float]] = {COMPUTE: [], LOAD: [], BOTH: []}
         with (
-            Movers(self.device, timeline=Timeline(), overlap=overlap, **self._disk_settings()) as movers,
+            Movers(self.device, timeline=Timeline(), overlap=True, **self._disk_settings()) as movers,
             Movers(self.device, timeline=Timeline()) as idle,
         ):
             loaded, resident = Weights(image, split, movers), Weights(image, HERE, idle)
             loaded.fill()
             resident.fill()
-            yield (loaded, movers), (resident, idle)
+            once_s = timer.once(lambda: _load(loaded, NUM_LAYERS))
+            # Of the three kinds the last takes up to twice as long, and each is begun by a step that does not count.
+            steps = min(MOST_STEPS, max(2, int((end - timer.now()) / (6 * max(once_s, 1e-4)))))
+            while True:
+                began = timer.now()
+                samples[LOAD].append(timer.once(lambda: _load(loaded, steps * NUM_LAYERS)) / steps)
+                samples[BOTH].append(self._decode_s(loaded, movers, prompts, steps))
+                samples[COMPUTE].append(self._decode_s(resident, idle, prompts, steps))
+                if 2 * timer.now() - began > end:
+                    return samples
 
     def _decode_s(self, weights: Weights, movers: Movers, prompts: int, steps: int) -> float:
         """Seconds of a step of decode."""
-        policy = one_batch(prompts, weights=weights.split, overlap=movers.overlap)
+        policy = one_batch(prompts, weights=weights.split)
         times = decode(weights, policy, movers, prompt_len=1, steps=steps, directory=self.directory)
         return times.decode_s / steps
 
@@ -187,14 +136,3 @@ def _load(weights: Weights, count: int) -> None:
             weights.start(turn % layers, turn)
         if turn > 0:
             weights.finish(turn - 1)
-
-
-def _taking_turns(kinds: Mapping[str, Callable[[], float]], timer: Timer, end: float) -> Samples:
-    """What each kind measures, one after the other until the time is used up, once at least."""
-    samples: Samples = {what: [] for what in kinds}
-    while True:
-        began = timer.now()
-        for what, measured in kinds.items():
-            samples[what].append(measured())
-        if 2 * timer.now() - began > end:
-            return samples

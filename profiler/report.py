@@ -31,7 +31,6 @@ _ROWS = (
     ("  in 4 bits", "gpu.compressed_part_call_s", "s"),
     ("gathering carried tokens", "gpu.gather_bytes_per_s", "bytes/s"),
     ("unhidden share of overlap", "engine.unhidden_share", ""),
-    ("a disk transfer without it", "engine.unoverlapped_call_s", "s"),
 )
 
 

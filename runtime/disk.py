@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -230,7 +231,7 @@ class DiskPool:
                 file.read(part, offset, direct=direct)
             self._observe("disk_read", name, began, sum(len(part) for _, part, _ in share))
 
-        return OnThreads([self._pool.submit(moved, share) for share in shares])
+        return OnThreads(self._pool, [partial(moved, share) for share in shares])
 
     def _observe(self, link: Resource, name: str, began: float, nbytes: int) -> None:
         if self._observer is not None:
@@ -249,7 +250,7 @@ class DiskPool:
             move(buffer[piece.start : piece.stop], offset + piece.start, direct=piece.direct)
             self._observe(link, name, began, piece.stop - piece.start)
 
-        return OnThreads([self._pool.submit(moved, piece) for piece in cut])
+        return OnThreads(self._pool, [partial(moved, piece) for piece in cut])
 
     def close(self, *, cancel: bool = False) -> None:
         """End the threads when what was started is done; ``cancel`` drops what has not begun."""

@@ -160,9 +160,16 @@ class Movers:
         return self.copier.mark()
 
     def settle(self) -> None:
-        """Without overlap, wait for all that was begun; the pieces of one step are moved side by side all the same."""
-        while self._unsettled:
-            self._unsettled.pop().synchronize()
+        """Without overlap, wait for all that was begun; the pieces of one step are moved side by side all the same.
+
+        Whoever waits takes a share of them: beside threads of the last computation, which spin for milliseconds in case
+        there is more of it, a thread of the disk may wake up late.
+        """
+        unsettled, self._unsettled = self._unsettled, []
+        for pending in unsettled:
+            pending.help()
+        for pending in unsettled:
+            pending.synchronize()
 
     def _begun(self, pending: Pending) -> Pending:
         if not self.overlap:

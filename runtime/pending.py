@@ -2,7 +2,7 @@
 
 import concurrent.futures
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,6 +22,10 @@ class Pending(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Block the calling thread until the bytes have arrived."""
+
+    def help(self) -> None:
+        """Do what nobody has begun, in the calling thread, which has nothing else to do. Most work cannot be helped."""
+        return
 
 
 def drain(*groups: dict[Any, list[Pending]]) -> None:
@@ -74,14 +78,15 @@ class OnStream(Pending):
 
 
 class OnThreads(Pending):
-    """Work done by threads of this process; an error in one of them is raised by whoever waits.
+    """Work done by threads of a pool; an error in one of them is raised by whoever waits.
 
     The first error is raised only after every part has ended, so that no thread still touches a buffer
     that its owner is about to release.
     """
 
-    def __init__(self, parts: Iterable[concurrent.futures.Future[None]]) -> None:
-        self._parts = tuple(parts)
+    def __init__(self, pool: concurrent.futures.Executor, works: Iterable[Callable[[], None]]) -> None:
+        self._works = tuple(works)
+        self._parts = [pool.submit(work) for work in self._works]
 
     def done(self) -> bool:
         return all(part.done() for part in self._parts)
@@ -89,7 +94,23 @@ class OnThreads(Pending):
     def wait(self) -> None:
         self.synchronize()
 
+    def help(self) -> None:
+        for number, work in enumerate(self._works):
+            if self._parts[number].cancel():  # no thread has begun it
+                self._parts[number] = _done(work)
+
     def synchronize(self) -> None:
         concurrent.futures.wait(self._parts)
         for part in self._parts:
             part.result()
+
+
+def _done(work: Callable[[], None]) -> concurrent.futures.Future[None]:
+    """What comes of work done here and now."""
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+    try:
+        work()
+        done.set_result(None)
+    except Exception as error:
+        done.set_exception(error)
+    return done

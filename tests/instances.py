@@ -57,7 +57,6 @@ def machine(
     carried_call_s: float | None = None,
     part_call_s: float | None = None,
     compressed_part_call_s: float | None = None,
-    unoverlapped_call_s: float | None = None,
     gather_bytes_per_s: float | None = None,
     quantize_values_per_s: float | None = None,
     cpu_attention_bytes_per_s: float | None = 20e9,
@@ -82,7 +81,6 @@ def machine(
     } | engine
     for name in ("unhidden_share", "attention_causal_share"):
         facts[name] = quantity(facts[name])
-    facts["unoverlapped_call_s"] = optional(unoverlapped_call_s)
     return Hardware(
         name="test-machine",
         description="A machine of a test.",
@@ -184,7 +182,6 @@ def any_machine(rng: random.Random, *, gpu_bytes: float, cpu_bytes: float, disk_
         carried_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
         part_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
         compressed_part_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
-        unoverlapped_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
         gather_bytes_per_s=rng.choice([None, logarithmic(rng, 1e9, 1e11)]),
         quantize_values_per_s=rng.choice([None, logarithmic(rng, 1e8, 1e10)]),
         cpu_attention_bytes_per_s=rng.choice([None, logarithmic(rng, 1e9, 1e11), logarithmic(rng, 1e9, 1e11)]),

@@ -225,19 +225,6 @@ def test_latency_is_paid_for_each_transfer() -> None:
     assert half.prefill_s == pytest.approx(24 * 5, rel=1e-3)  # a transfer takes as long however little it brings
 
 
-def test_disk_transfers_without_overlap_leave_everything_idle() -> None:
-    # 24 layers, 3 batches. In prefill each calls for weights, stores its cache, and loads and stores its hidden states;
-    # in decode it loads its cache as well. However little of each is on disk.
-    policy = Policy.from_percent((90, 0, 90, 0, 90, 0), gpu_batch_size=2, num_gpu_batches=3, overlap=False)
-    workload = Workload(prompt_len=100, gen_len=3)
-    waking, awake = (cost(policy, machine(unoverlapped_call_s=call), workload) for call in (1e-3, None))
-    assert waking.prefill_s - awake.prefill_s == pytest.approx(24 * 3 * 4 * 1e-3, rel=1e-9)
-    assert waking.decode_s - awake.decode_s == pytest.approx(2 * 24 * 3 * 5 * 1e-3, rel=1e-9)
-    assert waking.busy_s == awake.busy_s
-    overlapped = policy.replace(overlap=True)
-    assert cost(overlapped, machine(unoverlapped_call_s=1e-3), workload) == cost(overlapped, machine(), workload)
-
-
 def test_the_engine_that_blocks_on_pageable_copies_by_hand() -> None:
     # One prompt, cache in CPU memory. The thread that launches kernels copies K, then V, to a pinned buffer at 1 GB/s
     # and nothing runs meanwhile, except that K crosses the link: V's crossing, at 10 GB/s, is left for later.
@@ -342,7 +329,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         """1 for each tier that holds anything."""
         return SimpleNamespace(**{tier: float(getattr(split, tier) > 0) for tier in TIERS})
 
-    w_used, c_used, a_used = count(w), count(c), count(a)
+    c_used, a_used = count(c), count(a)
     in_place = straight and policy.cpu_attention
     cached_up, cached_up_calls = (0.0 if in_place else up(one) for one in (c, c_used))
 
@@ -447,15 +434,11 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         # The only batch waits for its hidden states both ways, the second of two for the way back.
         ways = {1: ("up", "down", "read", "write"), 2: ("up", "read") if engine.weight_loads == "spread" else ()}
         idle_s = 0.0
-        for name in ways.get(k, ()) if policy.overlap else ():
+        for name in ways.get(k, ()):
             amount, calls = ({"up": up(one), "down": up(one)}.get(name, one.disk) for one in (a, a_used))
             if name in ("read", "write") or not straight:
                 idle_s += hidden * amount / wires[name].bytes_per_s.effective
                 idle_s += layers * k * calls * wires[name].latency_s.effective
-        if not policy.overlap and engine.unoverlapped_call_s is not None:
-            times = 2 if tokens == 1 else 1  # in prefill a cache is stored only
-            calls = w_used.disk + times * c_used.disk + 2 * a_used.disk
-            idle_s = layers * k * calls * engine.unoverlapped_call_s.effective
         loads = {"up": up(w), "read": w.disk}
         for name, share in loads.items():
             moved[name] += streamed * share
@@ -482,7 +465,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
                 for part in (work, load)
             )
         if not policy.overlap:
-            return everything + idle
+            return everything
         lasts = {**work, "compute": work["compute"] + idle}
         if engine.weight_loads == "spread":
             longest = max(lasts[name] + load.get(name, 0) for name in work)
@@ -613,9 +596,7 @@ def test_overlap_is_never_slower(rng: random.Random) -> None:
     assert overlapped.latency_s <= plain.latency_s * (1 + 1e-12)
     assert overlapped.peak_bytes == plain.peak_bytes
     assert overlapped.bytes_moved == plain.bytes_moved
-    # Without overlap, the time is the sum of what every resource is busy with, and of what nothing is.
-    engine = dataclasses.replace(hardware.engine, unoverlapped_call_s=None)
-    plain = cost(policy.replace(overlap=False), dataclasses.replace(hardware, engine=engine), workload, model)
+    # Without overlap, the time is the sum of what every resource is busy with.
     busy = [sum(plain.busy_s[phase].values()) for phase in ("prefill", "decode")]
     assert [plain.prefill_s, plain.decode_s] == pytest.approx(busy, rel=1e-9)
     # With it, no resource is busy for longer than its phase.

@@ -111,7 +111,6 @@ def test_everything_needed_was_measured(measured: tuple[Path, Path, Path]) -> No
         "carried_attention",
         "engine_layer",
         "layer_decode",
-        "layer_in_turn",
         "decode_step",
         "slowdown",
     }

@@ -74,9 +74,6 @@ def machine_readings(device: str = "cpu") -> list[Reading]:
         for does, samples in steps.items():
             at = (on, ("weights", source), ("does", does))
             found.append(Reading(name="decode_step", at=at, unit="s", work=None, samples=samples))
-    for does, seconds in ((hidden_loads.COMPUTE, 5e-3), (hidden_loads.LOAD, 1e-3), (hidden_loads.BOTH, 7e-3)):
-        at = (on, ("does", does))
-        found.append(Reading(name="layer_in_turn", at=at, unit="s", work=None, samples=(seconds,) * 3))
     return found
 
 
@@ -139,7 +136,6 @@ def machine() -> Hardware:
         ("gpu.compressed_call_s", 0.0),  # no less than nothing
         ("gpu.part_call_s", 4e-5),  # the part that is carried aside
         ("gpu.compressed_part_call_s", 5e-5),
-        ("engine.unoverlapped_call_s", 1e-3),
         ("gpu.gather_bytes_per_s", 3100.0),
         ("gpu.quantize_values_per_s", 3e8),
         ("cpu.attention_bytes_per_s", 6e9),
@@ -179,9 +175,7 @@ def test_too_few_repeats_state_no_spread() -> None:
     assert made.hardware(profile_of(found), name="box").gpu.layer_launch_s.spread is None
 
 
-@pytest.mark.parametrize(
-    "missing", ["matmul", "disk_read", "decode_attention", "decode_step", "engine_layer", "layer_in_turn"]
-)
+@pytest.mark.parametrize("missing", ["matmul", "disk_read", "decode_attention", "decode_step", "engine_layer"])
 def test_what_was_not_measured_is_said(missing: str) -> None:
     found = [reading for reading in machine_readings() if reading.name != missing]
     with pytest.raises(TierwiseError, match="measured"):

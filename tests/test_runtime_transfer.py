@@ -170,7 +170,7 @@ def test_what_is_under_way_is_waited_for_to_the_end_before_an_error_is_raised() 
         arrived.append("late")
 
     with ThreadPoolExecutor(2) as pool:
-        first, second = ({1: [OnThreads([pool.submit(work)])]} for work in (fail, late))
+        first, second = ({1: [OnThreads(pool, [work])]} for work in (fail, late))
         threading.Timer(0.05, gate.set).start()
         with pytest.raises(OSError, match="broken"):
             drain(first, second)

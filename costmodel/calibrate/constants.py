@@ -191,12 +191,6 @@ MACHINE_CONSTANTS: Mapping[str, MachineConstant] = {
             "--gpu-batch-size 16 --num-gpu-batches 2 --prompt-len 512 --gen-len 16",
         ),
         MachineConstant(
-            name="unoverlapped-call",
-            path="engine.unoverlapped_call_s",
-            what="a disk transfer without overlap",
-            run="tierwise bench --percent 90 0 90 0 90 0 --overlap off --gpu-batch-size 1 --num-gpu-batches 1",
-        ),
-        MachineConstant(
             name="unhidden-share",
             path=SHARE,
             what="unhidden share of overlap",

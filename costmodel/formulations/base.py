@@ -43,6 +43,9 @@ KINDS = ("weights", "cache", "activations")
 Part = tuple[str, str]
 """What one tier holds of a tensor kind, such as ``("cache", "disk")``."""
 
+PARTS: tuple[Part, ...] = tuple((kind, tier) for kind in KINDS[1:] for tier in TIERS)
+"""The parts that every batch has for itself, in the order of :class:`Amounts`."""
+
 Linear = Any
 """A float, a numpy array or a PuLP expression: whatever supports ``+`` and ``* float``."""
 
@@ -100,10 +103,9 @@ def amounts_at(splits: tuple[Split, Split, Split], prompts: float) -> Amounts[fl
 
 
 def parts_of(splits: tuple[Split, Split, Split]) -> frozenset[Part]:
-    """The parts that hold anything, of weights, cache and activations: batches come one by one, and call for each."""
-    return frozenset(
-        (kind, tier) for kind, split in zip(KINDS, splits, strict=True) for tier in TIERS if getattr(split, tier)
-    )
+    """The parts of cache and activations that hold anything: batches come one by one, and call for each of them."""
+    held = dict(zip(KINDS, splits, strict=True))
+    return frozenset((kind, tier) for kind, tier in PARTS if getattr(held[kind], tier))
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -276,14 +278,8 @@ class Case:
     def calls(self, amounts: Amounts[Any], kind: str) -> PerTier[Any]:
         """How many calls each tier's part of a kind takes in one layer: one a batch (times blocks)."""
         held: PerTier[Any] = getattr(amounts, kind)
-
-        def calls_for(tier: str) -> Linear:
-            if (kind, tier) in self.used:
-                return self.shape.batches(amounts.prompts)
-            part = getattr(held, tier)
-            return part * float(self.shape.batches_low) if kind == "weights" else self.shape.batches(part)
-
-        return PerTier(*map(calls_for, TIERS))
+        prompts = (amounts.prompts if (kind, tier) in self.used else getattr(held, tier) for tier in TIERS)
+        return PerTier(*map(self.shape.batches, prompts))
 
     def further_parts(self, kind: str) -> int:
         """How many parts of a kind are in use beside the first."""

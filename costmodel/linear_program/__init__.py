@@ -18,11 +18,10 @@ from costmodel.linear_program.optimum import (
     solve_lexicographic,
     uncounted_s,
 )
-from costmodel.linear_program.question import PARTS, FixedSplits, Question, Solution
+from costmodel.linear_program.question import FixedSplits, Question, Solution
 from costmodel.linear_program.readable import readable
 
 __all__ = [
-    "PARTS",
     "FixedSplits",
     "Question",
     "Solution",

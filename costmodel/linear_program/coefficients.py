@@ -144,9 +144,7 @@ def _ends(question: Question, peaks: list[Peak]) -> tuple[Vector, Vector]:
         if room > 0:
             taking = np.flatnonzero(size[:BLOCKS] > 0)
             upper[taking] = np.minimum(upper[taking], room / size[taking] * LOOSE)
-    if not question.formulation.activations_on_disk:
-        upper[3 * 2 + 2] = 0.0
-    for kind, tier in question.unused:
+    for kind, tier in question.empty:
         upper[3 * KINDS.index(kind) + TIERS.index(tier)] = 0.0
     for i, split in enumerate(question.fixed or ()):
         shares = np.array([getattr(split, tier) for tier in TIERS])

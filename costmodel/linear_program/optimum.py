@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from costmodel.estimate import overfull
-from costmodel.formulations.base import Part, amounts_at
+from costmodel.formulations.base import PARTS, Part, amounts_at
 from costmodel.linear_program.coefficients import Program, build, resident_bytes, with_row
 from costmodel.linear_program.highs import Answer, run
-from costmodel.linear_program.question import BLOCKS, MS, PARTS, Question, Solution
+from costmodel.linear_program.question import BLOCKS, MS, Question, Solution
 from costmodel.policy import TIERS
 from costmodel.units import GB
 
@@ -17,7 +17,7 @@ TIE_TOLERANCE = 1e-9
 """Relative slack on the best time while the second solve chooses among equals."""
 
 CALL_TOLERANCE = 1e-9
-"""The share of a kind below which a tier is not in use: the solver's dust."""
+"""The share of the prompts below which a tier is not in use: the solver's dust."""
 
 REPAIRS = 3
 """Times that splits which do not fit, by the estimate, are looked for again with a little less memory."""
@@ -106,16 +106,9 @@ def solve_lexicographic(question: Question) -> Solution | None:
 
 def parts_in_part(question: Question, solution: Solution) -> list[Part]:
     """The parts that are not settled and of which an optimum has some but not all: their calls are not all counted."""
-    wholes = {"weights": float(solution.amounts[BLOCKS])}
-    shares = {
-        part: float(value) / wholes.get(part[0], solution.prompts)
-        for part, value in zip(PARTS, solution.amounts[:BLOCKS], strict=True)
-    }
-    return [
-        part
-        for part, share in shares.items()
-        if part not in question.case.used and CALL_TOLERANCE < share < 1 - CALL_TOLERANCE
-    ]
+    least, most = solution.prompts * CALL_TOLERANCE, solution.prompts * (1 - CALL_TOLERANCE)
+    held = dict(zip(PARTS, solution.amounts[BLOCKS - len(PARTS) : BLOCKS], strict=True))
+    return [part for part, amount in held.items() if part not in question.case.used and least < amount < most]
 
 
 def uncounted_s(question: Question, solution: Solution, parts: Iterable[Part]) -> float:

@@ -12,7 +12,6 @@ from costmodel.policy import TIERS, Split
 Vector = np.typing.NDArray[np.float64]
 
 SPLIT_VARIABLES = tuple(f"{kind}_{tier}" for kind in KINDS for tier in TIERS)
-PARTS: tuple[Part, ...] = tuple((kind, tier) for kind in KINDS for tier in TIERS)
 BLOCKS = len(SPLIT_VARIABLES)
 PROMPTS = BLOCKS + 1
 MS = 1e3
@@ -36,6 +35,11 @@ class Question:
     fixed: FixedSplits = None
     max_block_prompts: float = float("inf")
     unused: frozenset[Part] = frozenset()
+
+    @property
+    def empty(self) -> frozenset[Part]:
+        """The parts that hold nothing, by what is asked or by the formulation."""
+        return self.unused if self.formulation.activations_on_disk else self.unused | {("activations", "disk")}
 
     @property
     def prompts(self) -> float:

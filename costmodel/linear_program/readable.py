@@ -61,9 +61,7 @@ def readable(question: Question) -> "pulp.LpProblem":
             stage_ms = stage_ms * stage.longest_weight + plain * MS
         milliseconds = milliseconds + stage_ms * passes
     problem.setObjective(milliseconds)
-    if not question.formulation.activations_on_disk:
-        constrain(split["activations_disk"] == 0, "no_activations_on_disk")
-    for kind, tier in sorted(question.unused):
+    for kind, tier in sorted(question.empty):
         constrain(split[f"{kind}_{tier}"] == 0, f"no_{kind}_on_{tier}")
     if question.fixed is not None:
         for kind, given in zip(KINDS, question.fixed, strict=True):

@@ -11,9 +11,9 @@ from costmodel import records
 from costmodel.errors import InfeasibleError, InputError
 from costmodel.estimate import Estimate, check_workload, estimate, limits_of
 from costmodel.formulations import get
-from costmodel.formulations.base import SWITCHES, Switches, parts_of
+from costmodel.formulations.base import PARTS, SWITCHES, Switches, parts_of
 from costmodel.hardware import Hardware
-from costmodel.linear_program import PARTS, solve_lexicographic
+from costmodel.linear_program import solve_lexicographic
 from costmodel.model import ModelSpec
 from costmodel.policy import Policy, Split
 from costmodel.search.branch_and_bound import Candidate, Certificate, Decided, Problem, certify

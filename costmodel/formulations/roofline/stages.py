@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from costmodel.formulations.base import (
-    KINDS,
     LINKS,
     RESOURCES,
     Amounts,
@@ -49,8 +48,7 @@ def stages(
     for resource in hidden:
         attention[resource] = attention[resource] + latency[resource]
         mlp[resource] = mlp[resource] + hidden[resource]
-    loads = _weight_loads(case, amounts)
-    waited = _hidden_waits(case, amounts, hidden) if case.switches.overlap else _standstill(case, amounts, tokens)
+    loads, waited = _weight_loads(case, amounts), _hidden_waits(case, amounts, hidden)
     if case.hardware.engine.stages == "layer":
         merged = {resource: attention[resource] + mlp[resource] for resource in RESOURCES}
         return [_stage(case, "layers", merged, loads, 1.0, blocking_load, waited)]
@@ -75,7 +73,7 @@ def _stage(
     A batch waits for its CPU attention, so the processors take turns on one track; every link has a
     track of its own. Where both memory tiers are host memory, the processor copies between them itself, on its track
     too. ``waited`` are seconds in which the processors have nothing to do but to wait for a link. Without overlap all
-    of it is one track, which waits where nothing moves either.
+    of it is one track.
     """
     engine, overlap = case.hardware.engine, case.switches.overlap
     moved = {r: seconds[r] + loads[r] * share if r in loads else seconds[r] for r in RESOURCES}
@@ -83,7 +81,7 @@ def _stage(
     if blocking_load is not None:
         busy["cpu_to_gpu"] = busy["cpu_to_gpu"] + blocking_load
     if not overlap:
-        return Stage(name, busy, (Track(RESOURCES, add(busy.values()), waited=waited),), case.shape)
+        return Stage(name, busy, (Track(RESOURCES, add(busy.values())),), case.shape)
     copies: tuple[Resource, ...] = ("cpu_to_gpu", "gpu_to_cpu") if disk_lands_on_gpu(case) else ()
     alone: list[tuple[Resource, ...]] = [(link,) for link in LINKS if link not in copies]
     tracks = []
@@ -149,20 +147,6 @@ def _hidden_waits(case: Case, amounts: Amounts[Any], hidden: Mapping[Resource, L
     return add(
         hidden[link] + _latency_s(case, calls, link) for link, calls in moving.items() if link in loads or most == 1
     )
-
-
-def _standstill(case: Case, amounts: Amounts[Any], tokens: int) -> Linear | None:
-    """Seconds in which, without overlap, neither a processor nor a link does anything: threads of the disk wake up.
-
-    Every batch calls for what it loads of weights, cache and hidden states, and for what it stores; prefill loads no
-    cache.
-    """
-    call_s = case.hardware.engine.unoverlapped_call_s
-    if call_s is None:
-        return None
-    weights, cache, hidden = (case.calls(amounts, kind).disk for kind in KINDS)
-    calls = weights + cache * (2.0 if tokens == 1 else 1.0) + hidden * 2.0
-    return calls * (float(case.model.num_layers) * call_s.effective)
 
 
 def _latency(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
