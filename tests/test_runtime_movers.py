@@ -133,3 +133,25 @@ def test_without_overlap_a_step_moves_side_by_side_and_is_waited_for(
             movers.load(file, 0, host_buffer(NBYTES), name="load")
         movers.settle()
         assert [one.done() for one in begun] == [not overlap] * 3
+
+
+def test_without_overlap_who_waits_moves_what_no_thread_of_the_disk_has_begun(tmp_path: Path) -> None:
+    timeline = Timeline()
+    with Movers(torch.device("cpu"), timeline=timeline, overlap=False, disk_threads=1) as movers:
+        blocked, gate = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            blocked.set()
+            assert gate.wait(PATIENCE_S)
+
+        held = movers.disk._pool.submit(hold)  # as a thread that is slow to wake up
+        assert blocked.wait(PATIENCE_S)
+        file = movers.nameless_file(tmp_path, NBYTES)
+        source, target = host_buffer(NBYTES).fill_(3), host_buffer(NBYTES).fill_(0)
+        movers.store(file, 0, source, name="store")
+        movers.settle()
+        movers.load(file, 0, target, name="load")
+        movers.settle()
+        assert torch.equal(source, target)
+        assert not held.done()
+        gate.set()

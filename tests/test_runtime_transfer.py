@@ -3,6 +3,7 @@
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -175,6 +176,41 @@ def test_what_is_under_way_is_waited_for_to_the_end_before_an_error_is_raised() 
         with pytest.raises(OSError, match="broken"):
             drain(first, second)
         assert (arrived, first, second) == (["late"], {}, {})
+
+
+def test_who_waits_does_what_no_thread_has_begun_each_part_once() -> None:
+    gate, begun, done_by = threading.Event(), threading.Event(), list[tuple[int, str]]()
+
+    def work(number: int) -> None:
+        if number == 0:
+            begun.set()
+            gate.wait(10)
+        if number == 2:
+            raise OSError("broken")
+        done_by.append((number, threading.current_thread().name))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="pool") as pool:
+        pending = OnThreads(pool, [partial(work, number) for number in range(4)])
+        assert begun.wait(10)
+        pending.help()  # the only thread is busy: an error of a part is kept, the others are done
+        here = threading.current_thread().name
+        assert done_by == [(1, here), (3, here)]
+        assert not pending.done()
+        gate.set()
+        with pytest.raises(OSError, match="broken"):
+            pending.synchronize()
+        assert pending.done()
+    assert sorted(number for number, _ in done_by) == [0, 1, 3]
+
+
+def test_what_a_thread_has_begun_or_done_is_not_done_again() -> None:
+    counted = []
+    with ThreadPoolExecutor(2) as pool:
+        pending = OnThreads(pool, [lambda: counted.append(1)] * 5)
+        pending.synchronize()
+        pending.help()
+        pending.synchronize()
+    assert counted == [1] * 5
 
 
 def test_copies_in_host_memory_are_made_at_once_and_timed() -> None:
