@@ -14,27 +14,24 @@ from costmodel.measurement import Measurement
 from costmodel.validation import Validation
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-FITTED, HELD_OUT = "2026-11-23-epyc-2-cores-validation", "2026-11-23-epyc-2-cores-validation-held-out"
-REPEATED = (
-    "2026-11-24-epyc-2-cores-validation-repeats",
-    "2026-11-24-epyc-2-cores-validation-repeats-held-out",
-)
+NEWEST = "2026-11-29-epyc-2-cores-validation"
+OLDER = ("2026-11-24-epyc-2-cores-validation-repeats", "2026-11-24-epyc-2-cores-validation-repeats-held-out")
+"""An engine whose transfers without overlap woke up late; the profile knew no calls for further parts of a cache."""
 
-STATED = {FITTED: (0.225, 0.35), HELD_OUT: (0.11, 0.33), REPEATED[0]: (0.08, 0.17), REPEATED[1]: (0.075, 0.19)}
+STATED = {NEWEST: (0.051, 0.157), OLDER[0]: (0.055, 0.157), OLDER[1]: (0.064, 0.147)}
 """Median and 90th percentile of the throughput error's size, with the profile alone (docs/validation.md)."""
 
-STATED_CALIBRATED = (0.10, 0.15)
-"""The same for the held-out runs, with the constants fitted to the others."""
+STATED_CALIBRATED = (0.055, 0.12)
+"""The same for runs of the newest, each predicted by constants fitted to others of them."""
 
-STATED_WORTH_RUNNING = 0.051
+STATED_WORTH_RUNNING = {NEWEST: 0.012, OLDER[0]: 0.031, OLDER[1]: 0.051}
 """Median of the throughput error's size over what the search picks and its neighbours, with the profile alone."""
 
-STATED_REGRET = 0.0
+STATED_REGRET = {NEWEST: 0.046, OLDER[0]: 0.0, OLDER[1]: 0.0}
 """Of the best measured throughput, what running the policy predicted best loses at most."""
 
 STATED_PEAK = 0.025
-"""Worst error's size of the first tier's peak memory over every single run, each in a process of its own. (In the files
-of 2026-11-23 all runs share one, and an older runtime's heap.)"""
+"""Worst error's size of the first tier's peak memory over every single run, each in a process of its own."""
 
 
 @cache
@@ -44,7 +41,7 @@ def validation(name: str) -> Validation:
 
 @cache
 def calibrated() -> Recalibration:
-    found = validation(FITTED)
+    found = validation(NEWEST)
     return recalibrate(found.hardware, found.measurements, draws=20)
 
 
@@ -69,33 +66,27 @@ def test_the_profile_alone_predicts_as_stated(name: str) -> None:
     assert_within(throughput_errors(found.hardware, found.measurements), STATED[name])
 
 
-@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize("name", STATED)
 def test_peak_memory_is_predicted_as_stated(name: str) -> None:
     found = validation(name)
-    assert len(found.runs) == found.repeats * len(found.drawn)
     peaks = [today(one, found.hardware).peak_bytes["gpu"] / one.measured.peak_bytes["gpu"] - 1 for one in found.runs]
     assert np.max(np.abs(peaks)) <= STATED_PEAK
 
 
-@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize("name", STATED)
 def test_policies_worth_running_are_predicted_as_stated(name: str) -> None:
     found = validation(name)
     pairs = zip(found.drawn, throughput_errors(found.hardware, found.measurements), strict=True)
-    assert np.median([abs(error) for drawn, error in pairs if drawn.origin != "drawn"]) <= STATED_WORTH_RUNNING
+    assert np.median([abs(error) for drawn, error in pairs if drawn.origin != "drawn"]) <= STATED_WORTH_RUNNING[name]
 
 
-@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize("name", STATED)
 def test_following_the_model_costs_no_more_than_stated(name: str) -> None:
     found = validation(name)
     predicted = [today(one, found.hardware).throughput_tok_per_s for one in found.measurements]
     measured = [one.measured.throughput_tok_per_s for one in found.measurements]
-    assert measured[int(np.argmax(predicted))] >= (1 - STATED_REGRET) * max(measured)
+    assert measured[int(np.argmax(predicted))] >= (1 - STATED_REGRET[name]) * max(measured)
 
 
-def test_calibration_predicts_held_out_runs_as_stated() -> None:
-    assert_within(throughput_errors(calibrated().hardware, validation(HELD_OUT).measurements), STATED_CALIBRATED)
-
-
-def test_calibration_helps_runs_that_it_has_not_seen() -> None:
-    held_out = calibrated().held_out
-    assert held_out.after["throughput"].median < 0.6 * held_out.before["throughput"].median
+def test_calibration_predicts_runs_that_it_has_not_seen_as_stated() -> None:
+    assert_within([row.after["throughput"] for row in calibrated().rows], STATED_CALIBRATED)

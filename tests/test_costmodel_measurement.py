@@ -11,7 +11,7 @@ from costmodel.calibrate.observations import read
 from costmodel.errors import InputError
 from costmodel.measurement import Measurement
 
-VALIDATION = Path(__file__).parent.parent / "benchmarks/results/2026-11-23-epyc-2-cores-validation.json"
+VALIDATION = Path(__file__).parent.parent / "benchmarks/results/2026-11-29-epyc-2-cores-validation.json"
 RUN = json.loads(VALIDATION.read_text(encoding="utf-8"))["measurements"][0]
 
 

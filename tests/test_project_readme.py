@@ -48,7 +48,7 @@ STAND_INS = {'"facebook/opt-6.7b"': '"my-checkpoint"', "14GiB": "256MiB", "100Gi
 RUN_S = r"\d[\d.,]* m?s\)"
 """How long a search took, which no two runs agree on."""
 
-VALIDATION = Path(__file__).parent.parent / "benchmarks/results/2026-11-23-epyc-2-cores-validation.json"
+VALIDATION = Path(__file__).parent.parent / "benchmarks/results/2026-11-29-epyc-2-cores-validation.json"
 
 pytestmark = pytest.mark.xdist_group("readme")  # of several workers one measures the machine, once
 
