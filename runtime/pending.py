@@ -97,20 +97,16 @@ class OnThreads(Pending):
     def help(self) -> None:
         for number, work in enumerate(self._works):
             if self._parts[number].cancel():  # no thread has begun it
-                self._parts[number] = _done(work)
+                part = self._parts[number] = concurrent.futures.Future()
+                try:
+                    work()
+                except Exception as error:
+                    part.set_exception(error)
+                finally:  # an interrupt passes on, and the part is over: nobody touches its buffer any more
+                    if not part.done():
+                        part.set_result(None)
 
     def synchronize(self) -> None:
         concurrent.futures.wait(self._parts)
         for part in self._parts:
             part.result()
-
-
-def _done(work: Callable[[], None]) -> concurrent.futures.Future[None]:
-    """What comes of work done here and now."""
-    done: concurrent.futures.Future[None] = concurrent.futures.Future()
-    try:
-        work()
-        done.set_result(None)
-    except Exception as error:
-        done.set_exception(error)
-    return done

@@ -203,6 +203,26 @@ def test_who_waits_does_what_no_thread_has_begun_each_part_once() -> None:
     assert sorted(number for number, _ in done_by) == [0, 1, 3]
 
 
+def test_an_interrupt_of_who_helps_passes_on_and_leaves_nothing_to_wait_for() -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def work(number: int) -> None:
+        if number == 0:
+            begun.set()
+            gate.wait(10)
+        elif number == 1:
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = OnThreads(pool, [partial(work, number) for number in range(3)])
+        assert begun.wait(10)
+        with pytest.raises(KeyboardInterrupt):
+            pending.help()
+        gate.set()
+        drain({1: [pending]})
+        assert pending.done()
+
+
 def test_what_a_thread_has_begun_or_done_is_not_done_again() -> None:
     counted = []
     with ThreadPoolExecutor(2) as pool:

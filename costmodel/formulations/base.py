@@ -264,8 +264,8 @@ class Case:
     """Everything a formula needs besides the amounts.
 
     ``used`` are the parts whose calls count in full: one for every batch, however little of the batch lies there, which
-    is what an engine makes. Calls for other parts are counted by the share of the batch that lies there: a lower bound,
-    exact for none of it and for all.
+    is what an engine makes (of less than a kv head's row or a token of a batch it makes fewer). Calls for other parts
+    are counted by the share of the batch that lies there: a lower bound, exact for none of it and for all.
     """
 
     hardware: Hardware
