@@ -48,5 +48,5 @@ def test_what_no_run_can_have_measured_is_refused(path: str, value: Any, told: s
 
 
 def test_a_run_given_twice_is_refused() -> None:
-    with pytest.raises(InputError, match=r"the same run is given twice \(number 21 of 40 is number 1\)"):
+    with pytest.raises(InputError, match=r"the same run is given twice \(number 35 of 68 is number 1\)"):
         read([VALIDATION, VALIDATION])
