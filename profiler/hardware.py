@@ -10,7 +10,6 @@ import torch
 import costmodel
 from costmodel import words
 from costmodel.errors import TierwiseError
-from costmodel.formulations.roofline.working_memory import FUSED_ROWS
 from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links
 from costmodel.model import BYTES_PER_VALUE
 from costmodel.quantity import Quantity, Rate, Source
@@ -21,6 +20,7 @@ from profiler.layers import CARRIED_TOKENS, FUSED_BLOCK
 from profiler.session import Profile
 from profiler.timing import LEAST_REPEATS, Figure, quartiles, spread_of
 from runtime.execute import PREFILL_ROWS
+from runtime.quantization import INT4_KERNEL_ROWS
 
 MEASURED = "profile"
 BUDGET = "budget"
@@ -177,7 +177,7 @@ def _in_blocks(measured: Rate, device: str) -> Rate:
     knots = dict(measured.curve or ())
     if device != "cpu" or not knots:
         return measured
-    for full in range(2 * FUSED_BLOCK, min(FUSED_ROWS, int(max(knots))) + 1, FUSED_BLOCK):
+    for full in range(2 * FUSED_BLOCK, min(INT4_KERNEL_ROWS, int(max(knots))) + 1, FUSED_BLOCK):
         first = full - FUSED_BLOCK + 1
         knots[full] = measured.at(full)
         knots[first] = measured.at(full) * first / full

@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from costmodel.formulations.roofline.working_memory import FUSED_ROWS
 from profiler.compute import call, compute_dtype, dtype_name, products, random_weights
 from profiler.effort import Effort
 from profiler.timing import Place, Reading, Results, Task, Timer, time_tasks
 from runtime import attention, cache_attention, layers, quantization
 from runtime.cache_format import CacheFormat
+from runtime.quantization import INT4_KERNEL_ROWS
 
 FUSED_BLOCK = 4
 """Rows that the kernel for few of them takes at a time on a CPU: beyond the first four, 5 to 8 cost what 8 do."""
 
-COMPRESSED_ROWS = (1, 2, 4, 16, FUSED_ROWS, FUSED_ROWS + 1, 128, 256, 1024)
+COMPRESSED_ROWS = (1, 2, 4, 16, INT4_KERNEL_ROWS, INT4_KERNEL_ROWS + 1, 128, 256, 1024)
 """Rows of the products with 4-bit weights: full blocks of that kernel and less than one, the most that it is given, and
 through dequantised weights."""
 

@@ -69,6 +69,7 @@ def test_the_profile_alone_predicts_as_stated(name: str) -> None:
 @pytest.mark.parametrize("name", STATED)
 def test_peak_memory_is_predicted_as_stated(name: str) -> None:
     found = validation(name)
+    assert len(found.runs) == found.repeats * len(found.drawn)
     peaks = [today(one, found.hardware).peak_bytes["gpu"] / one.measured.peak_bytes["gpu"] - 1 for one in found.runs]
     assert np.max(np.abs(peaks)) <= STATED_PEAK
 
@@ -90,3 +91,8 @@ def test_following_the_model_costs_no_more_than_stated(name: str) -> None:
 
 def test_calibration_predicts_runs_that_it_has_not_seen_as_stated() -> None:
     assert_within([row.after["throughput"] for row in calibrated().rows], STATED_CALIBRATED)
+
+
+def test_calibration_helps_the_runs_that_the_profile_misses_most() -> None:
+    held_out = calibrated().held_out
+    assert held_out.after["throughput"].p90 < 0.8 * held_out.before["throughput"].p90
