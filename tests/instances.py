@@ -20,7 +20,7 @@ from costmodel.hardware import Cpu, Disk, Engine, Gpu, Hardware, Link, Links
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy, Split
 from costmodel.quantity import Quantity, Rate, Source
-from costmodel.search.branch_and_bound import Problem
+from costmodel.search.problem import Problem
 from costmodel.workload import Workload
 
 SOURCE = {"test": Source(title="made up for a test", date="2026-11")}

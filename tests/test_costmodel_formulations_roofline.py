@@ -17,7 +17,7 @@ from costmodel.hardware import Hardware, Links
 from costmodel.linear_program import solve
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy, Split
-from costmodel.search.branch_and_bound import Problem
+from costmodel.search.problem import Problem
 from costmodel.workload import Workload
 from tests.instances import (
     any_machine,

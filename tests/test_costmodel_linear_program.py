@@ -35,7 +35,7 @@ from costmodel.linear_program.highs import lower_bound, run
 from costmodel.linear_program.question import BLOCKS, PROMPTS
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS, Policy, Split
-from costmodel.search.branch_and_bound import Decided, Problem
+from costmodel.search.problem import Decided, Problem
 from costmodel.workload import Workload
 from tests.instances import (
     any_machine,

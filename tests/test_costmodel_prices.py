@@ -12,8 +12,9 @@ from costmodel.linear_program import Question, Solution, solve
 from costmodel.model import ModelSpec
 from costmodel.policy import TIERS
 from costmodel.search import make_problem, search
-from costmodel.search.branch_and_bound import Candidate, Problem
+from costmodel.search.branch_and_bound import Candidate
 from costmodel.search.prices import Price, price_question, shadow_prices
+from costmodel.search.problem import Problem
 from costmodel.workload import Workload
 from tests.instances import any_problem, any_shape, inside, link, machine, plain_model
 

@@ -21,7 +21,8 @@ from costmodel.model import ModelSpec
 from costmodel.overrides import with_overrides
 from costmodel.policy import Policy, Split
 from costmodel.search import SearchResult, make_problem, search
-from costmodel.search.branch_and_bound import Problem, certify
+from costmodel.search.branch_and_bound import certify
+from costmodel.search.problem import Problem
 from costmodel.workload import Workload
 from tests.instances import (
     Best,

@@ -16,9 +16,10 @@ from costmodel.hardware import Hardware
 from costmodel.linear_program import solve_lexicographic
 from costmodel.model import ModelSpec
 from costmodel.policy import Policy, Split
-from costmodel.search.branch_and_bound import Candidate, Certificate, Decided, Problem, certify
+from costmodel.search.branch_and_bound import Candidate, Certificate, certify
 from costmodel.search.infeasible import explain
 from costmodel.search.prices import Price, shadow_prices
+from costmodel.search.problem import Decided, Problem
 from costmodel.workload import Workload
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from costmodel.errors import InfeasibleError
 from costmodel.formulations.base import SWITCHES, Shape, Switches
 from costmodel.linear_program import least_extra_bytes, solve
 from costmodel.policy import TIERS
-from costmodel.search.branch_and_bound import Problem, certify
+from costmodel.search.branch_and_bound import certify
+from costmodel.search.problem import Problem
 
 SEGMENTS = 64
 """Decode contexts that the fastest block distinguishes."""

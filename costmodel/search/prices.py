@@ -13,7 +13,8 @@ from costmodel.hardware import Hardware, quantities
 from costmodel.linear_program import Question, solve
 from costmodel.overrides import PATHS, RELEASED
 from costmodel.policy import TIERS
-from costmodel.search.branch_and_bound import LARGEST, Candidate, Decided, Problem
+from costmodel.search.branch_and_bound import Candidate
+from costmodel.search.problem import LARGEST, Decided, Problem
 from costmodel.units import GB, GiB
 
 SEGMENTS = 4
