@@ -128,11 +128,11 @@ class BlockRun:
         )
         last = len(self._batches) - 1
         for slot in schedule:
-            # A slot stores what the batch before the last left and loads for the next: through the same buffer.
-            for step in sorted(slot, key=lambda step: not step.kind.startswith("store")):
+            alone = all(step.kind != "compute" for step in slot)
+            for step in sorted(slot, key=_move_order):
                 if step.kind != "compute":
                     self._move(step)
-                    self._movers.settle()
+                    self._movers.settle(awaited=alone and step.kind.startswith("load"))
             for step in slot:
                 if step.kind != "compute":
                     continue
@@ -268,7 +268,7 @@ class BlockRun:
                 hidden[some] = self._embed(rows[some], positions[some])
             self.hidden.put(number, hidden)
         self.hidden.store(number)
-        self._movers.settle()
+        self._movers.settle(awaited=False)
 
     def _embed(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Hidden states (prompts, tokens, hidden) of rows of the token table at positions (prompts, tokens)."""
@@ -295,3 +295,8 @@ class BlockRun:
 
     def _times(self, began: float, prefilled: float, steps: int) -> BlockTimes:
         return BlockTimes(prefill_s=prefilled - began, decode_s=self._now() - prefilled, steps=steps)
+
+
+def _move_order(step: Step) -> int:
+    """Which of a slot's moves is begun first: stores, whose buffers the loads fill; last what is not needed next."""
+    return 0 if step.kind.startswith("store") else 2 if step.kind == "load_weights" else 1

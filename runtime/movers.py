@@ -43,7 +43,7 @@ class Relayed(Pending):
 
 
 class Movers:
-    """Threads and streams of one run. Without ``overlap``, :meth:`settle` waits for all that was begun."""
+    """Threads and streams of one run. :meth:`settle` waits for what must not go on beside a computation."""
 
     def __init__(
         self,
@@ -159,21 +159,27 @@ class Movers:
         """Everything computed so far."""
         return self.copier.mark()
 
-    def settle(self) -> None:
-        """Without overlap, wait for all that was begun; the pieces of one step are moved side by side all the same.
+    def settle(self, *, awaited: bool) -> None:
+        """Wait for what was begun since the last call: without overlap, and for what the next computation awaits.
 
-        Whoever waits takes a share of them: beside threads of the last computation, which spin for milliseconds in case
-        there is more of it, a thread of the disk may wake up late.
+        ``awaited`` says that the computation does, and nothing comes before it. On a machine whose first tier is host
+        memory such a load goes before all others then: a disk that also reads 16 MiB of weights takes 4 to 8 ms for a
+        page of hidden states, and 0.2 ms alone. On CUDA the computation itself waits, and the host goes on.
+
+        Without overlap the pieces of one step are moved side by side all the same. Whoever waits takes a share of them:
+        beside threads of the last computation, which spin for milliseconds in case there is more of it, a thread of the
+        disk may wake up late.
         """
         unsettled, self._unsettled = self._unsettled, []
+        if self.overlap and not (awaited and self.device.type == "cpu"):
+            return
         for pending in unsettled:
             pending.help()
         for pending in unsettled:
             pending.synchronize()
 
     def _begun(self, pending: Pending) -> Pending:
-        if not self.overlap:
-            self._unsettled.append(pending)
+        self._unsettled.append(pending)
         return pending
 
     def close(self) -> None:

@@ -115,9 +115,9 @@ class Slow(Pending):
         self.over = True
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-def test_without_overlap_a_step_moves_side_by_side_and_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool
+@pytest.mark.parametrize(("overlap", "awaited"), [(True, False), (True, True), (False, False)])
+def test_a_step_moves_side_by_side_and_is_waited_for_without_overlap_or_where_a_computation_awaits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool, awaited: bool
 ) -> None:
     begun: list[Slow] = []
 
@@ -131,8 +131,8 @@ def test_without_overlap_a_step_moves_side_by_side_and_is_waited_for(
         file = movers.nameless_file(tmp_path, NBYTES)
         for _ in range(3):
             movers.load(file, 0, host_buffer(NBYTES), name="load")
-        movers.settle()
-        assert [one.done() for one in begun] == [not overlap] * 3
+        movers.settle(awaited=awaited)
+        assert [one.done() for one in begun] == [awaited or not overlap] * 3
 
 
 def test_without_overlap_who_waits_moves_what_no_thread_of_the_disk_has_begun(tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_without_overlap_who_waits_moves_what_no_thread_of_the_disk_has_begun(tm
         file = movers.nameless_file(tmp_path, NBYTES)
         source, target = host_buffer(NBYTES).fill_(3), host_buffer(NBYTES).fill_(0)
         movers.store(file, 0, source, name="store")
-        movers.settle()
+        movers.settle(awaited=False)
         movers.load(file, 0, target, name="load")
-        movers.settle()
+        movers.settle(awaited=False)
         assert torch.equal(source, target)
         assert not held.done()
         gate.set()
