@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from costmodel import records
+from costmodel import records, shared_cache
 from costmodel.errors import InputError
 from costmodel.estimate import Estimate
 from costmodel.model import ModelSpec
@@ -43,6 +43,11 @@ class Measurement:
     def throughput_error(self) -> float:
         """Predicted over measured throughput, minus 1."""
         return self.predicted.throughput_tok_per_s / self.measured.throughput_tok_per_s - 1
+
+    @property
+    def shared_write_rates(self) -> tuple[float, ...]:
+        """Bytes/s of writes that cores shared beside this run (see :mod:`costmodel.shared_cache`); none if unknown."""
+        return tuple(self.origin.get(shared_cache.ORIGIN_KEY, ()))
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form."""

@@ -71,7 +71,10 @@ class EngineLayers:
                 share_s = (budget_s - (timer.now() - began)) / (len(caches) - number)
                 # A pass of the layers takes about as long again as what comes between them.
                 steps = min(MOST_STEPS, max(3, int(share_s / (2 * NUM_LAYERS * max(least_s, 1e-4)))))
-                samples = self._decode(image, one_batch(PROMPTS, **changes), steps, between, timer)
+                policy = one_batch(PROMPTS, **changes)
+                samples = timer.steadiness.steadily(
+                    lambda policy=policy, steps=steps: self._decode(image, policy, steps, between, timer)  # type: ignore[misc]
+                )
                 readings.append(
                     Reading(name="engine_layer", at=(*at, ("cache", cache)), unit="s", work=None, samples=samples)
                 )

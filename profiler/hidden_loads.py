@@ -116,8 +116,11 @@ class HiddenLoads:
             while True:
                 began = timer.now()
                 samples[LOAD].append(timer.once(lambda: _load(loaded, steps * NUM_LAYERS)) / steps)
-                samples[BOTH].append(self._decode_s(loaded, movers, prompts, steps))
-                samples[COMPUTE].append(self._decode_s(resident, idle, prompts, steps))
+                for kind, weights, used in ((BOTH, loaded, movers), (COMPUTE, resident, idle)):
+                    step_s = timer.steadiness.steadily(
+                        lambda weights=weights, used=used: self._decode_s(weights, used, prompts, steps)  # type: ignore[misc]
+                    )
+                    samples[kind].append(step_s)
                 if 2 * timer.now() - began > end:
                     return samples
 

@@ -1,5 +1,6 @@
 """One profile: open the tiers, measure in rounds, give back every figure and what was found around them."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import torch
 
+from costmodel import units
+from costmodel.shared_cache import best_rate, share_apart
 from profiler import compute, engine, layers, links
 from profiler.capacity import Capacity, capacity
 from profiler.effort import Effort
@@ -14,8 +17,13 @@ from profiler.hidden_loads import HiddenLoads
 from profiler.offload import Offload, measurement_file, offload_directory
 from profiler.overlap import Overlap
 from profiler.pairs import pairs
+from profiler.steadiness import Steadiness
 from profiler.timing import Probe, Results, Timer, run_rounds
 from runtime import environment, tiers
+from runtime.shared_cache import SharedWrite
+
+PATIENCE_SHARE = 0.5
+"""The share of the time that may be added to it by waiting for a steady machine."""
 
 FILL_SHARE = 0.06
 """The share of the time in which the measurement file is written; a slow disk gets a shorter one."""
@@ -51,8 +59,13 @@ class Profile:
 def profile(request: Request, *, progress: Callable[[str], None], timer: Timer | None = None) -> Profile:
     """Measure this machine."""
     device = tiers.select_device(request.device)
+    steadiness = Steadiness(SharedWrite().rate, patience_s=PATIENCE_SHARE * request.effort.budget_s)
     if timer is None:
-        timer = Timer(synchronize=lambda: tiers.synchronize(device))
+        timer = Timer(
+            now=lambda: time.perf_counter() - steadiness.spent_s,
+            synchronize=lambda: tiers.synchronize(device),
+            steadiness=steadiness,
+        )
     began = timer.now()
     load = environment.load_per_core()
     effort, dtype = request.effort, compute.compute_dtype(device)
@@ -90,10 +103,23 @@ def profile(request: Request, *, progress: Callable[[str], None], timer: Timer |
             },
             disk_settings={"disk_read": reads.settings(), "disk_write": writes.settings()},
             environment=environment.describe(device, directory),
-            notes=notes,
-            seconds=timer.now() - began,
+            notes=notes + _unsteady(steadiness),
+            seconds=timer.now() - began + steadiness.spent_s,
             effort=effort,
         )
+
+
+def _unsteady(steadiness: Steadiness) -> list[str]:
+    """What a reader must know where the cores were apart at times."""
+    rates = steadiness.rates
+    apart = share_apart(rates, best_rate(rates)) if rates else 0.0
+    if not apart:
+        return []
+    return [
+        f"the cores shared no cache for {apart:.0%} of the time, as the host of a virtual machine moves them: "
+        f"{units.format_seconds(steadiness.spent_s)} were spent on taking figures while they do; a run that meets the "
+        "other state is slower"
+    ]
 
 
 def _notes(load: float, offload: Offload) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from profiler.steadiness import Steadiness
+
 LEAST_REPEATS = 3
 """A figure of fewer samples says nothing of its spread."""
 
@@ -33,10 +35,14 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Timer:
-    """A clock, and how to wait for the device; tests hand in false ones."""
+    """A clock, how to wait for the device, and when what is timed counts; tests hand in false ones.
+
+    ``now`` leaves out what was spent on waiting for a steady machine: budgets are of what is measured.
+    """
 
     now: Callable[[], float] = time.perf_counter
     synchronize: Callable[[], None] = _nothing
+    steadiness: Steadiness = field(default_factory=Steadiness)
 
     def once(self, body: Callable[[], None], repeats: int = 1) -> float:
         """Seconds of one call of ``body``, the mean over ``repeats`` calls."""
@@ -61,6 +67,13 @@ class Timer:
         budget, it is the sample; so it is where ``expected_s``, what a call took in another round, leaves
         no time for a second one.
         """
+        return self.steadiness.steadily(
+            lambda: self._samples(body, budget_s=budget_s, before=before, expected_s=expected_s)
+        )
+
+    def _samples(
+        self, body: Callable[[], None], *, budget_s: float, before: Callable[[], None] | None, expected_s: float
+    ) -> tuple[float, ...]:
         began = self.now()
         if before is not None:
             before()

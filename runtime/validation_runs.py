@@ -1,5 +1,6 @@
 """Running the policies of a validation one after another, each in a process of its own."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,10 +10,12 @@ from costmodel.estimate import estimate
 from costmodel.measurement import Measurement
 from costmodel.model import BYTES_PER_VALUE
 from costmodel.policy import Policy
+from costmodel.shared_cache import ORIGIN_KEY
 from costmodel.validation import Drawn, Validation
 from costmodel.workload import Workload
 from runtime import own_process, trial
 from runtime.llm import LLM
+from runtime.shared_cache import Watch
 
 Engines = Callable[[Policy], AbstractContextManager[LLM]]
 """An engine for a policy; made in another process, so that it must be possible to pickle this."""
@@ -56,20 +59,23 @@ def run_all(
     """Run what is left, up to the limit; ``keep`` is told the validation after every run, ``say`` a line of it."""
     count, done = validation.planned, len(validation.runs)
     expect = None
-    for number, drawn in enumerate(validation.left, start=done + 1):
-        if limit is not None and expect is None:
-            expect = _expectation(drawn.policy, engines, workload)
-        expected_s = 0.0 if expect is None else expect(drawn.policy)
-        if limit is not None and not limit.allows(expected_s):
-            say(f"no time is left for the next run, which should take {units.format_seconds(expected_s)}")
-            break
-        began = time.monotonic()
-        found = own_process.call(_run, drawn.policy, engines, workload)
-        if limit is not None:
-            limit.learn(expected_s, time.monotonic() - began)
-        validation = validation.with_run(found)
-        keep(validation)
-        say(run_line(number, count, drawn, found))
+    with Watch() as watch:
+        for number, drawn in enumerate(validation.left, start=done + 1):
+            if limit is not None and expect is None:
+                expect = _expectation(drawn.policy, engines, workload)
+            expected_s = 0.0 if expect is None else expect(drawn.policy)
+            if limit is not None and not limit.allows(expected_s):
+                say(f"no time is left for the next run, which should take {units.format_seconds(expected_s)}")
+                break
+            began = time.monotonic()
+            found, ended = own_process.call(_run, drawn.policy, engines, workload)
+            if limit is not None:
+                limit.learn(expected_s, time.monotonic() - began)
+            rates = watch.between(ended - sum(map(sum, found.block_s)), ended)
+            found = dataclasses.replace(found, origin={**found.origin, ORIGIN_KEY: [round(rate) for rate in rates]})
+            validation = validation.with_run(found)
+            keep(validation)
+            say(run_line(number, count, drawn, found))
     return validation
 
 
@@ -101,7 +107,8 @@ def run_line(number: int, count: int, drawn: Drawn, found: Measurement) -> str:
     return f"{number:>{width}}/{count}  {pace}  {about}"
 
 
-def _run(policy: Policy, engines: Engines, workload: Workload) -> Measurement:
-    """One block of random prompts."""
+def _run(policy: Policy, engines: Engines, workload: Workload) -> tuple[Measurement, float]:
+    """One block of random prompts, and when it ended by the clock that all processes share."""
     with engines(policy) as engine:
-        return trial.measure(engine, workload, title="running")
+        found = trial.measure(engine, workload, title="running")
+        return found, time.monotonic()

@@ -123,6 +123,10 @@ def _facts(found: Validation, written: Sequence[str]) -> list[terminal.Row]:
     if summary.over_budget:
         many = words.counted(summary.over_budget, "run")
         rows.append(("Memory", f"{many} took more than the usable part of a budget, {_over(found)} at the most"))
+    if summary.set_aside:
+        many = words.counted(summary.set_aside, "run")
+        why = "the cores shared no cache meanwhile, as the host of a virtual machine moves them"
+        rows.append(("Set aside", f"{many} of {len(found.runs)}: {why}"))
     if found.left:
         rows.append(("Unfinished", f"{words.counted(len(found.left), 'run')} still to be made (--resume)"))
     return [*rows, ("Measured", measured_on(found)), ("Wrote", ", ".join(written))]

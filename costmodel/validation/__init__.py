@@ -7,7 +7,7 @@ from functools import cached_property
 from os import PathLike
 from typing import Any
 
-from costmodel import records, words
+from costmodel import records, shared_cache, words
 from costmodel.errors import InputError
 from costmodel.hardware import Hardware
 from costmodel.measurement import Measurement
@@ -60,13 +60,37 @@ class Validation:
 
     @cached_property
     def by_policy(self) -> tuple[tuple[Measurement, ...], ...]:
-        """All runs of every policy that has run, in the order of ``drawn``."""
-        count = len(self.drawn)
-        return tuple(self.runs[place::count] for place in range(min(count, len(self.runs))))
+        """The runs that count of every policy that has run, in the order of ``drawn``.
+
+        A run during which the cores were apart (see :mod:`costmodel.shared_cache`) counts where its policy has no
+        other.
+        """
+        count, apart = len(self.drawn), self.apart
+        whole = [tuple(range(place, len(self.runs), count)) for place in range(min(count, len(self.runs)))]
+        kept = [[run for run in runs if run not in apart] or runs for runs in whole]
+        return tuple(tuple(self.runs[run] for run in runs) for runs in kept)
+
+    @cached_property
+    def apart(self) -> frozenset[int]:
+        """Places of the runs for too much of which the cores shared no cache, on a machine where others did."""
+        seen = [rate for one in self.runs for rate in one.shared_write_rates]
+        if not seen:
+            return frozenset()
+        best = shared_cache.best_rate(seen)
+        return frozenset(
+            place
+            for place, one in enumerate(self.runs)
+            if shared_cache.share_apart(one.shared_write_rates, best) > shared_cache.MOST_APART
+        )
+
+    @property
+    def set_aside(self) -> int:
+        """How many runs do not count."""
+        return len(self.runs) - sum(len(runs) for runs in self.by_policy)
 
     @cached_property
     def measurements(self) -> tuple[Measurement, ...]:
-        """What is reported: the middle run of every policy that has run, in the order of ``drawn``."""
+        """What is reported: the middle one of the runs that count of every policy, in the order of ``drawn``."""
         return tuple(middle(runs) for runs in self.by_policy)
 
     def with_run(self, found: Measurement) -> "Validation":
@@ -75,7 +99,8 @@ class Validation:
 
     def summary(self) -> Summary:
         """What the runs so far say; at least one is needed."""
-        return summary(self.measurements, repeatability=errors_of_repeats(self.by_policy))
+        repeatability = errors_of_repeats(self.by_policy)
+        return summary(self.measurements, repeatability=repeatability, set_aside=self.set_aside)
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form."""

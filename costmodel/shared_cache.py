@@ -1,0 +1,37 @@
+"""Whether a machine's cores shared a cache while something ran: how fast one overwrites what another has just read.
+
+The host of a virtual machine moves its processors over cores of its own. Two of them that come to lie under different
+last-level caches pass data to each other through memory: for seconds or minutes everything that threads share is
+slower, and nothing inside the machine shows why. On an AMD EPYC such a write falls from 10 to 50 GB/s to 2 or 3, copies
+between two tiers of host memory from 25 to 5, and a layer of prefill over 128 rows of 4-bit weights takes 92 ms in
+place of 54. A machine that is always in one of the two states shows no difference, and nothing here judges it.
+"""
+
+from collections.abc import Sequence
+
+ORIGIN_KEY = "shared_write_bytes_per_s"
+"""Under which a measurement's origin holds the rates that were seen beside the run."""
+
+APART_FACTOR = 8.0
+"""A rate so many times below the machine's best was taken while the cores were apart; beside a run that keeps all
+cores busy the rates of cores that share a cache differ by a factor of 4."""
+
+MOST_APART = 0.2
+"""A run during more of which the cores were apart is no measurement of the machine that was profiled."""
+
+
+def best_rate(rates: Sequence[float]) -> float:
+    """The rate of cores that share a cache, as far as these rates show it: the 90th percentile of at least one."""
+    import numpy as np
+
+    return float(np.quantile(rates, 0.9))
+
+
+def is_apart(rate: float, best: float) -> bool:
+    """Whether the cores shared no cache when this rate was taken; ``best`` is of :func:`best_rate`."""
+    return rate < best / APART_FACTOR
+
+
+def share_apart(rates: Sequence[float], best: float) -> float:
+    """The share of some rates that were taken while the cores were apart; 0 of none."""
+    return sum(is_apart(rate, best) for rate in rates) / len(rates) if rates else 0.0

@@ -1,0 +1,77 @@
+"""Measures whether the cores share a cache, beside whatever runs: what that says is in ``costmodel.shared_cache``."""
+
+import os
+import threading
+import time
+from types import TracebackType
+
+import numpy as np
+
+BYTES = 2**20
+"""Small enough to lie in any cache, and to be written in a millisecond where the cores are far apart."""
+
+TRIES = 3
+"""A write that is interrupted looks slow; cores that are apart are slow every time."""
+
+PERIOD_S = 0.5
+"""Between two looks of a :class:`Watch`. A look takes 0.6 to 2 ms of a core."""
+
+
+class SharedWrite:
+    """Times one core that overwrites what another has just read."""
+
+    def __init__(self) -> None:
+        self._buffer = np.zeros(BYTES // 8, dtype=np.int64)
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._cores = frozenset(cores)
+        self._reader, self._writer = (cores[-1], cores[0]) if len(cores) > 1 else (None, None)
+
+    def rate(self) -> float | None:
+        """Bytes/s, the best of a few tries; ``None`` with one core, or where threads cannot be told where to run."""
+        if self._reader is None or self._writer is None:
+            return None
+        best_s = float("inf")
+        try:
+            for _ in range(TRIES):
+                os.sched_setaffinity(0, {self._reader})
+                self._buffer.sum()
+                os.sched_setaffinity(0, {self._writer})
+                began = time.perf_counter()
+                self._buffer.fill(1)
+                best_s = min(best_s, time.perf_counter() - began)
+            os.sched_setaffinity(0, self._cores)
+        except OSError:  # the cores that may be used have changed: there is no telling any more
+            self._reader = None
+            return None
+        return BYTES / best_s
+
+
+class Watch:
+    """Takes the rate twice a second, in a thread of its own; use as a context manager."""
+
+    def __init__(self) -> None:
+        self._write, self._stop = SharedWrite(), threading.Event()
+        self._seen: list[tuple[float, float]] = []
+        self._thread = threading.Thread(target=self._look, name="tierwise-shared-cache", daemon=True)
+
+    def between(self, start: float, stop: float) -> list[float]:
+        """The rates taken between two readings of ``time.monotonic``, which all processes share; older ones go."""
+        seen, self._seen = self._seen, []
+        return [rate for when, rate in seen if start <= when <= stop]
+
+    def _look(self) -> None:
+        while not self._stop.wait(PERIOD_S):
+            when, rate = time.monotonic(), self._write.rate()
+            if rate is None:
+                return
+            self._seen.append((when, rate))
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
