@@ -50,6 +50,8 @@ class Gpu:
     where absent: ``compressed_call_s`` for one in 4 bits, ``carried_call_s`` for each part that is loaded before use,
     ``part_call_s`` (``compressed_part_call_s`` in 4 bits) for each tier beyond the first that holds a part of it; the
     tokens after the prompt, which are carried one by one, are gathered at ``gather_bytes_per_s`` (16-bit KV).
+    ``compressed_launch_share`` is what is left of a layer's launch and of these calls where weights are kept in 4 bits
+    (absent: all of it): fewer bytes of weights push less of the engine's code and small tensors out of the caches.
     """
 
     __pydantic_config__ = records.STRICT
@@ -69,11 +71,13 @@ class Gpu:
     compressed_part_call_s: Seconds | None = None
     gather_bytes_per_s: BytesPerSecond | None = None
     quantize_values_per_s: ValuesPerSecond | None = None
+    compressed_launch_share: Quantity | None = None
 
     def __post_init__(self) -> None:
         _positive(
             self,
             (
+                "compressed_launch_share",
                 "compressed_matmul_flops_per_s",
                 "gather_bytes_per_s",
                 "memory_bytes",

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 ORIGIN_KEY = "shared_write_bytes_per_s"
 """Under which a measurement's origin holds the rates that were seen beside the run."""
 
-APART_FACTOR = 8.0
-"""A rate so many times below the machine's best was taken while the cores were apart; beside a run that keeps all
-cores busy the rates of cores that share a cache differ by a factor of 4."""
+APART_FACTOR = 5.0
+"""A rate so many times below the machine's best was taken while the cores were apart. Cores that share a cache come to
+half to a fifth of it beside a run that keeps all of them busy, others to a tenth."""
 
 MOST_APART = 0.2
 """A run during more of which the cores were apart is no measurement of the machine that was profiled."""

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from costmodel.policy import Policy, Split
 from profiler.compute import compute_dtype, dtype_name, random_weights
 from profiler.effort import Effort
 from profiler.engine_run import ON_DISK, decode, one_batch, small_image
+from profiler.layers import FUSED_BLOCK
 from profiler.timing import Reading, Results, Timer
-from runtime import layers
+from runtime import layers, quantization
 from runtime.image import Image
 from runtime.movers import Movers
 from runtime.timeline import Timeline
@@ -27,6 +29,9 @@ from runtime.weights import Weights
 
 STAYS, CARRIED, COMPRESSED, PARTS, COMPRESSED_PARTS = "stays", "carried", "4-bit", "in parts", "4-bit in parts"
 """The caches that the engine is timed with."""
+
+PLAIN_WEIGHTS, COMPRESSED_WEIGHTS = "16-bit", "4-bit"
+"""The weights that a product between two layers takes."""
 
 PROMPTS = 2
 """As few as can be parted between two tiers."""
@@ -53,37 +58,39 @@ class EngineLayers:
     def run(self, timer: Timer, budget_s: float, previous: Results) -> list[Reading]:
         """Seconds of a layer and batch, by what becomes of its cache."""
         began = timer.now()
-        between = self._between()
         at = (("device", self.device.type), ("dtype", dtype_name(self.dtype)))
-        caches: dict[str, dict[str, Any]] = {
-            STAYS: {},
-            CARRIED: {"cache": ON_DISK},
-            COMPRESSED: {"compress_cache": True},
-            PARTS: {"cache": HALVES},
-            COMPRESSED_PARTS: {"cache": HALVES, "compress_cache": True},
-        }
+        caches: list[tuple[str, str, dict[str, Any]]] = [
+            (PLAIN_WEIGHTS, STAYS, {}),
+            (PLAIN_WEIGHTS, CARRIED, {"cache": ON_DISK}),
+            (PLAIN_WEIGHTS, COMPRESSED, {"compress_cache": True}),
+            (PLAIN_WEIGHTS, PARTS, {"cache": HALVES}),
+            (PLAIN_WEIGHTS, COMPRESSED_PARTS, {"cache": HALVES, "compress_cache": True}),
+        ]
+        if self.device.type == "cpu":  # elsewhere nothing comes between two layers
+            caches.append((COMPRESSED_WEIGHTS, STAYS, {}))
         readings = []
         widths = {"hidden_size": WIDTH, "num_heads": 1, "ffn_size": 4 * WIDTH}
         with small_image(self.directory, self.dtype, num_layers=NUM_LAYERS, **widths) as image:
-            between()  # a first product takes longer
-            least_s = timer.once(between)
-            for number, (cache, changes) in enumerate(caches.items()):
+            before = None
+            for number, (weights, cache, changes) in enumerate(caches):
+                if weights != before:
+                    between, before = self._between(compressed=weights == COMPRESSED_WEIGHTS), weights
+                    between()  # a first product takes longer
+                    least_s = timer.once(between)
                 share_s = (budget_s - (timer.now() - began)) / (len(caches) - number)
                 # A pass of the layers takes about as long again as what comes between them.
                 steps = min(MOST_STEPS, max(3, int(share_s / (2 * NUM_LAYERS * max(least_s, 1e-4)))))
-                policy = one_batch(PROMPTS, **changes)
-                samples = timer.steadiness.steadily(
-                    lambda policy=policy, steps=steps: self._decode(image, policy, steps, between, timer)  # type: ignore[misc]
-                )
-                readings.append(
-                    Reading(name="engine_layer", at=(*at, ("cache", cache)), unit="s", work=None, samples=samples)
-                )
+                decoded = partial(self._decode, image, one_batch(PROMPTS, **changes), steps, between, timer)
+                place = (*at, ("cache", cache), ("weights", weights))
+                samples = timer.steadiness.steadily(decoded)
+                readings.append(Reading(name="engine_layer", at=place, unit="s", work=None, samples=samples))
         return readings
 
-    def _between(self) -> Callable[[], None]:
+    def _between(self, *, compressed: bool) -> Callable[[], None]:
         """What comes between two layers: one as wide as the model's, of as many as no cache holds, in turn.
 
-        Nothing on a GPU, which leaves the caches of the launching CPU alone.
+        By 4-bit weights a full block of the kernel's rows is multiplied: of more rows, launches are no matter. Nothing
+        on a GPU, which leaves the caches of the launching CPU alone.
         """
         if self.device.type != "cpu":
             return lambda: None
@@ -91,9 +98,13 @@ class EngineLayers:
         rows = 4 * hidden + 2 * ffn  # of a layer, each as wide as the hidden states
         layer_bytes = rows * hidden * self.dtype.itemsize
         count = math.ceil(self.effort.working_set_bytes / layer_bytes)
-        others = [layers.Linear(weight=random_weights(rows, hidden, self.dtype, self.device)) for _ in range(count)]
-        turns = itertools.cycle(others)
-        states = random_weights(1, hidden, self.dtype, self.device)
+
+        def weight() -> layers.Weight:
+            plain = random_weights(rows, hidden, self.dtype, self.device)
+            return quantization.quantize_linear(plain) if compressed else plain
+
+        turns = itertools.cycle([layers.Linear(weight=weight()) for _ in range(count)])
+        states = random_weights(FUSED_BLOCK if compressed else 1, hidden, self.dtype, self.device)
 
         def product() -> None:
             layers.linear(states, next(turns))

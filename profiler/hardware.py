@@ -73,6 +73,7 @@ def _gpu(found: Profile, name: str) -> Gpu:
         compressed_part_call_s=_beyond(found, engine.COMPRESSED_PARTS, engine.COMPRESSED, less=engine.CARRIED),
         gather_bytes_per_s=_gathering(found),
         quantize_values_per_s=_middle(results.select("quantize", **on)),
+        compressed_launch_share=_launch_share(found),
     )
 
 
@@ -158,8 +159,17 @@ def _expansion(found: Profile, device: str) -> Quantity:
     return dataclasses.replace(alone, value=1 / beyond_s, spread=_spread(attended[0]))
 
 
-def _engine_layers(found: Profile, cache: str) -> list[Figure]:
-    return found.results.select("engine_layer", device=found.device.type, cache=cache)
+def _engine_layers(found: Profile, cache: str, weights: str = engine.PLAIN_WEIGHTS) -> list[Figure]:
+    return found.results.select("engine_layer", device=found.device.type, cache=cache, weights=weights)
+
+
+def _launch_share(found: Profile) -> Quantity | None:
+    """What 4-bit weights leave of a layer's launch; ``None`` where weights do not pass through the caches."""
+    beside = _engine_layers(found, engine.STAYS, engine.COMPRESSED_WEIGHTS)
+    if not beside:
+        return None
+    launch = _middle(beside)
+    return dataclasses.replace(launch, value=launch.value / _middle(_engine_layers(found, engine.STAYS)).value)
 
 
 def _beyond(found: Profile, cache: str, plain: str = engine.STAYS, *, less: str | None = None) -> Quantity:

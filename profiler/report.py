@@ -29,6 +29,7 @@ _ROWS = (
     ("  with a 4-bit cache", "gpu.compressed_call_s", "s"),
     ("  a tier more of cache", "gpu.part_call_s", "s"),
     ("  in 4 bits", "gpu.compressed_part_call_s", "s"),
+    ("  share beside 4-bit weights", "gpu.compressed_launch_share", ""),
     ("gathering carried tokens", "gpu.gather_bytes_per_s", "bytes/s"),
     ("unhidden share of overlap", "engine.unhidden_share", ""),
 )

@@ -1,5 +1,6 @@
 """Measures whether the cores share a cache, beside whatever runs: what that says is in ``costmodel.shared_cache``."""
 
+import contextlib
 import os
 import threading
 import time
@@ -24,25 +25,28 @@ class SharedWrite:
         self._buffer = np.zeros(BYTES // 8, dtype=np.int64)
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self._cores = frozenset(cores)
-        self._reader, self._writer = (cores[-1], cores[0]) if len(cores) > 1 else (None, None)
+        self._pair = (cores[0], cores[-1]) if len(cores) > 1 else None
 
     def rate(self) -> float | None:
         """Bytes/s, the best of a few tries; ``None`` with one core, or where threads cannot be told where to run."""
-        if self._reader is None or self._writer is None:
+        if self._pair is None:
             return None
+        writer, reader = self._pair
         best_s = float("inf")
         try:
             for _ in range(TRIES):
-                os.sched_setaffinity(0, {self._reader})
+                os.sched_setaffinity(0, {reader})
                 self._buffer.sum()
-                os.sched_setaffinity(0, {self._writer})
+                os.sched_setaffinity(0, {writer})
                 began = time.perf_counter()
                 self._buffer.fill(1)
                 best_s = min(best_s, time.perf_counter() - began)
-            os.sched_setaffinity(0, self._cores)
-        except OSError:  # the cores that may be used have changed: there is no telling any more
-            self._reader = None
+        except OSError:  # a core was taken away: there is no telling any more
+            self._pair = None
             return None
+        finally:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self._cores)
         return BYTES / best_s
 
 

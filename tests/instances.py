@@ -59,6 +59,7 @@ def machine(
     compressed_part_call_s: float | None = None,
     gather_bytes_per_s: float | None = None,
     quantize_values_per_s: float | None = None,
+    compressed_launch_share: float | None = None,
     cpu_attention_bytes_per_s: float | None = 20e9,
     cpu_attention_call_s: float | None = None,
     cpu_dequantize_values_per_s: float | None = 4e9,
@@ -100,6 +101,7 @@ def machine(
             compressed_part_call_s=optional(compressed_part_call_s),
             gather_bytes_per_s=optional(gather_bytes_per_s),
             quantize_values_per_s=optional(quantize_values_per_s),
+            compressed_launch_share=optional(compressed_launch_share),
         ),
         cpu=Cpu(
             name="CPU",
@@ -184,6 +186,7 @@ def any_machine(rng: random.Random, *, gpu_bytes: float, cpu_bytes: float, disk_
         compressed_part_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
         gather_bytes_per_s=rng.choice([None, logarithmic(rng, 1e9, 1e11)]),
         quantize_values_per_s=rng.choice([None, logarithmic(rng, 1e8, 1e10)]),
+        compressed_launch_share=rng.choice([None, logarithmic(rng, 0.1, 2.0)]),
         cpu_attention_bytes_per_s=rng.choice([None, logarithmic(rng, 1e9, 1e11), logarithmic(rng, 1e9, 1e11)]),
         cpu_attention_call_s=rng.choice([None, logarithmic(rng, 1e-5, 1e-2)]),
         cpu_dequantize_values_per_s=rng.choice([None, logarithmic(rng, 1e9, 1e11)]),

@@ -337,13 +337,16 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
         limit = engine.prefill_rows
         return g if tokens == 1 or limit is None else min(g, max(1, limit // tokens))
 
+    shrunk = gpu.compressed_launch_share.effective if policy.compress_weights and gpu.compressed_launch_share else 1.0
+    launch = gpu.layer_launch_s.effective * shrunk
+
     def products(params: int, tokens: int) -> float:
         """Of one batch and layer."""
         if policy.compress_weights and gpu.compressed_matmul_flops_per_s is not None:
             rate = gpu.compressed_matmul_flops_per_s.at(at_once(tokens) * tokens)
-            return 2 * params * g * tokens / rate + gpu.layer_launch_s.effective / 2 * g / at_once(tokens)
+            return 2 * params * g * tokens / rate + launch / 2 * g / at_once(tokens)
         compute = 2 * params * g * tokens / gpu.matmul_flops_per_s.at(at_once(tokens) * tokens)
-        once = gpu.layer_launch_s.effective / 2 + (params / expand if policy.compress_weights else 0)
+        once = launch / 2 + (params / expand if policy.compress_weights else 0)
         return max(compute, params * 2 / bandwidth * g / at_once(tokens)) + once * g / at_once(tokens)
 
     def head(rows: int) -> float:
@@ -387,12 +390,12 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
             if policy.cpu_attention and not straight:
                 carried, carried_calls, seen, further = 0.0, 0.0, c_used.gpu, 0.0
             if policy.compress_cache and gpu.compressed_call_s is not None:
-                one["compute"] += layers * k * seen * gpu.compressed_call_s.effective
+                one["compute"] += layers * k * seen * gpu.compressed_call_s.effective * shrunk
             if gpu.carried_call_s is not None:
-                one["compute"] += layers * k * carried_calls * gpu.carried_call_s.effective
+                one["compute"] += layers * k * carried_calls * gpu.carried_call_s.effective * shrunk
             part_call = gpu.compressed_part_call_s if policy.compress_cache else gpu.part_call_s
             if part_call is not None:
-                one["compute"] += layers * k * further * part_call.effective
+                one["compute"] += layers * k * further * part_call.effective * shrunk
             if gpu.gather_bytes_per_s is not None:
                 singles = layers * prompts * (context_len - s) * kv * 2
                 one["compute"] += carried * singles / gpu.gather_bytes_per_s.effective
@@ -716,6 +719,19 @@ def test_carried_and_4_bit_caches_take_time_of_their_own(
     expected += gathered * 24 * 12 * (1 + 2) * 2 * 1024 * 2 / 1e9
     assert with_it.decode_s - without.decode_s == pytest.approx(expected, rel=1e-9)
     assert with_it.prefill_s == without.prefill_s
+
+
+def test_beside_4_bit_weights_launches_and_calls_take_their_share() -> None:
+    """Of two batches in 24 layers and 3 steps of decode: 2 ms a launch, 1 ms a carried cache, 40 % of both."""
+    workload = Workload(prompt_len=100, gen_len=4)
+    policy = Policy.from_percent((100, 0, 0, 0, 100, 0), gpu_batch_size=2, num_gpu_batches=2, overlap=False)
+    extra: dict[str, Any] = {"layer_launch_s": 2e-3, "carried_call_s": 1e-3}
+    for compressed, left in ((False, 1.0), (True, 0.4)):
+        one = dataclasses.replace(policy, compress_weights=compressed)
+        whole, share = (
+            cost(one, machine(**extra, compressed_launch_share=given), workload).decode_s for given in (None, 0.4)
+        )
+        assert whole - share == pytest.approx(24 * 2 * 3 * 3e-3 * (1 - left), rel=1e-9, abs=1e-12)
 
 
 # ------------------------------------------------------------------ limits

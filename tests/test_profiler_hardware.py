@@ -62,9 +62,11 @@ def machine_readings(device: str = "cpu") -> list[Reading]:
         found.append(Reading(name="attention_call", at=(place,), unit="s", work=None, samples=(1e-5,) * 3))
     layer_s = {engine.STAYS: 1e-4, engine.CARRIED: 3e-4, engine.COMPRESSED: 5e-5}
     layer_s |= {engine.PARTS: 3.4e-4, engine.COMPRESSED_PARTS: 3e-4}
-    for cache, seconds in layer_s.items():
-        samples = (seconds, seconds, 3 * seconds)
-        found.append(Reading(name="engine_layer", at=(on, ("cache", cache)), unit="s", work=None, samples=samples))
+    timed = [(engine.PLAIN_WEIGHTS, cache, seconds) for cache, seconds in layer_s.items()]
+    timed += [(engine.COMPRESSED_WEIGHTS, engine.STAYS, 6e-5)] if device == "cpu" else []
+    for weights, cache, seconds in timed:
+        samples, place = (seconds, seconds, 3 * seconds), (on, ("cache", cache), ("weights", weights))
+        found.append(Reading(name="engine_layer", at=place, unit="s", work=None, samples=samples))
     # 64 tokens in all: 31 more by themselves are 31/64 of 640 bytes, and take 0.1 s longer.
     for singles, seconds in ((1, 0.4), (32, 0.5)):
         place = (on, ("singles", singles))
@@ -132,6 +134,7 @@ def machine() -> Hardware:
         ("gpu.attention_flops_per_s", 512e8),
         ("gpu.dequantize_values_per_s", 2e9),
         ("gpu.layer_launch_s", 1e-4),
+        ("gpu.compressed_launch_share", 0.6),
         ("gpu.carried_call_s", 2e-4),
         ("gpu.compressed_call_s", 0.0),  # no less than nothing
         ("gpu.part_call_s", 4e-5),  # the part that is carried aside

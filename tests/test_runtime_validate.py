@@ -16,6 +16,7 @@ from costmodel.units import GiB
 from costmodel.validation import Validation
 from runtime import budgets, own_process
 from runtime.host_memory import HostMemory
+from runtime.shared_cache import Watch
 from runtime.validate import main
 from runtime.validation_runs import TimeLimit
 
@@ -34,6 +35,12 @@ TINY = {
     "eos_token_id": 0,
     "pad_token_id": 1,
 }
+
+
+@pytest.fixture(autouse=True)
+def _all_runs_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the cores of the machine that the tests run on share."""
+    monkeypatch.setattr(Watch, "between", lambda self, start, stop: [])
 
 
 @pytest.fixture
@@ -133,6 +140,25 @@ def test_repeats_go_in_rounds_and_are_gone_on_with_in_the_second(
     assert [one.policy for one in whole.runs] == [one.policy for one in (*whole.drawn, *whole.drawn)]
     for runs, one in zip(whole.by_policy, whole.measurements, strict=True):
         assert one.measured.latency_s == min(run.measured.latency_s for run in runs)
+
+
+def test_a_run_while_the_cores_shared_no_cache_is_set_aside(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[float] = []
+
+    def between(watch: Watch, start: float, stop: float) -> list[float]:
+        asked.append(stop - start)
+        return [2e9, 2e9] if len(asked) == 2 else [18e9, 20e9]
+
+    monkeypatch.setattr(Watch, "between", between)
+    assert main([*flags, "--runs", "1", "--repeats", "3"]) == 0
+    found = Validation.from_file(tmp_path / "v.json")
+    assert found.apart == {1}
+    assert found.by_policy == ((found.runs[0], found.runs[2]),)
+    assert asked == pytest.approx([one.measured.latency_s for one in found.runs])
+    told = capsys.readouterr().out
+    assert "1 run of 3: the cores shared no cache meanwhile" in " ".join(told.split())
 
 
 def test_a_file_from_before_repeats_is_gone_on_with(

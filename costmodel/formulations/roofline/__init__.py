@@ -14,6 +14,7 @@ from costmodel.formulations.roofline.seconds import (
     cpu_attention_s,
     gather_s,
     gpu_attention_s,
+    launch_share,
     prefill_attention_s,
 )
 from costmodel.formulations.roofline.stages import cache_over_link, disk_lands_on_gpu, idle, stages
@@ -161,22 +162,22 @@ class Roofline(Formulation):
 def _cache_handling(case: Case, amounts: Amounts[Any], context_len: Any) -> Linear:
     """Seconds that the first tier's processor takes of 4-bit and carried caches beyond reading and expanding them."""
     gpu, cache, layers = case.hardware.gpu, amounts.cache, float(case.model.num_layers)
-    calls = case.calls(amounts, "cache")
+    calls, called = case.calls(amounts, "cache"), layers * launch_share(case)
     elsewhere = case.switches.cpu_attention and not disk_lands_on_gpu(case)
     seconds = amounts.prompts * 0.0
     if case.switches.compress_cache and gpu.compressed_call_s is not None:
         attended = calls.gpu if elsewhere else case.shape.batches(amounts.prompts)
-        seconds = seconds + attended * (gpu.compressed_call_s.effective * layers)
+        seconds = seconds + attended * (gpu.compressed_call_s.effective * called)
     if elsewhere:
         return seconds
     part_call_s = gpu.compressed_part_call_s if case.switches.compress_cache else gpu.part_call_s
     if part_call_s is not None:
-        further = float(case.further_parts("cache")) * layers
+        further = float(case.further_parts("cache")) * called
         seconds = seconds + case.shape.batches(amounts.prompts) * (part_call_s.effective * further)
 
     def carried(held: PerTier[Any]) -> Linear:
         return held.disk if case.switches.cpu_attention else held.off_gpu  # the CPU attends in place to its own tier
 
     if gpu.carried_call_s is not None:
-        seconds = seconds + carried(calls) * (gpu.carried_call_s.effective * layers)
+        seconds = seconds + carried(calls) * (gpu.carried_call_s.effective * called)
     return seconds + carried(cache) * (gather_s(case, context_len) * layers)

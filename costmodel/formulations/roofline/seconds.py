@@ -22,7 +22,7 @@ def products_s(case: Case, params: int, tokens: int) -> float:
     """
     gpu, shape = case.hardware.gpu, case.shape
     fewest, most = (at_once(case, tokens, prompts) for prompts in (shape.gpu_batch_low, shape.gpu_batch_high))
-    once = gpu.layer_launch_s.effective / 2
+    once = gpu.layer_launch_s.effective * launch_share(case) / 2
     if case.switches.compress_weights and gpu.compressed_matmul_flops_per_s is not None:
         rate = gpu.compressed_matmul_flops_per_s.best_between(fewest * tokens, most * tokens)
         return 2 * params * tokens / rate + once / most
@@ -31,6 +31,12 @@ def products_s(case: Case, params: int, tokens: int) -> float:
     if case.switches.compress_weights:
         once += params / gpu.dequantize_values_per_s.effective
     return max(2 * params * tokens / rate, read_s) + once / most
+
+
+def launch_share(case: Case) -> float:
+    """What is left of launches and calls, which were measured beside 16-bit weights."""
+    share = case.hardware.gpu.compressed_launch_share
+    return share.effective if case.switches.compress_weights and share is not None else 1.0
 
 
 def at_once(case: Case, tokens: int, prompts: int) -> int:
