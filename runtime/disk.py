@@ -177,11 +177,10 @@ class DiskFile:
 
 
 class DiskPool:
-    """Threads that read and write files; ``threads`` pieces of ``chunk_bytes`` are in flight at a time each way.
+    """Threads that read and write files; ``threads`` pieces of ``chunk_bytes`` are in flight at a time.
 
-    Writes have threads of their own: beside reads that keep the disk busy Linux lets a write of a page wait for 25 ms
-    (mq-deadline), and the thread with it. ``observer`` is told of every piece, by the thread that moved it. Leaving
-    the context after an error drops what has not begun, and waits for what has.
+    ``observer`` is told of every piece, by the thread that moved it. Leaving the context after an error
+    drops what has not begun, and waits for what has.
     """
 
     def __init__(
@@ -196,9 +195,7 @@ class DiskPool:
         if chunk_bytes < ALIGNMENT or chunk_bytes % ALIGNMENT:
             raise ValueError(f"chunk_bytes is {chunk_bytes}: it must be a multiple of {ALIGNMENT}")
         self.threads, self.chunk_bytes, self._observer = threads, chunk_bytes, observer
-        self._readers, self._writers = (
-            ThreadPoolExecutor(threads, thread_name_prefix=f"tierwise-disk-{what}") for what in ("read", "write")
-        )
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tierwise-disk")
 
     def read(
         self, file: DiskFile, offset: int, into: torch.Tensor, *, direct: bool = True, name: str = "read"
@@ -234,7 +231,7 @@ class DiskPool:
                 file.read(part, offset, direct=direct)
             self._observe("disk_read", name, began, sum(len(part) for _, part, _ in share))
 
-        return OnThreads(self._readers, [partial(moved, share) for share in shares])
+        return OnThreads(self._pool, [partial(moved, share) for share in shares])
 
     def _observe(self, link: Resource, name: str, began: float, nbytes: int) -> None:
         if self._observer is not None:
@@ -243,8 +240,7 @@ class DiskPool:
     def _start(
         self, link: Resource, file: DiskFile, offset: int, tensor: torch.Tensor, direct: bool, name: str
     ) -> OnThreads:
-        buffer = _memory(tensor)
-        move, pool = (file.read, self._readers) if link == "disk_read" else (file.write, self._writers)
+        buffer, move = _memory(tensor), file.read if link == "disk_read" else file.write
         cut = pieces(
             offset, tensor.nbytes, tensor.data_ptr(), chunk_bytes=self.chunk_bytes, direct=direct and file.direct
         )
@@ -254,12 +250,11 @@ class DiskPool:
             move(buffer[piece.start : piece.stop], offset + piece.start, direct=piece.direct)
             self._observe(link, name, began, piece.stop - piece.start)
 
-        return OnThreads(pool, [partial(moved, piece) for piece in cut])
+        return OnThreads(self._pool, [partial(moved, piece) for piece in cut])
 
     def close(self, *, cancel: bool = False) -> None:
         """End the threads when what was started is done; ``cancel`` drops what has not begun."""
-        for pool in (self._readers, self._writers):
-            pool.shutdown(wait=True, cancel_futures=cancel)
+        self._pool.shutdown(wait=True, cancel_futures=cancel)
 
     def __enter__(self) -> "DiskPool":
         return self

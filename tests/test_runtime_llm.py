@@ -392,7 +392,7 @@ def test_no_thread_outlives_close_however_the_run_ended(folder: Path, tmp_path: 
         with pytest.raises(KeyboardInterrupt):
             llm.generate(ids.tolist(), SamplingParams(max_new_tokens=3), on_token=broken_off)
         if policy == POLICY:  # what it reads from disk, threads read
-            assert {thread.name.split("_")[0] for thread in threading.enumerate()} >= {"tierwise-disk-read"}
+            assert {thread.name.split("_")[0] for thread in threading.enumerate()} >= {"tierwise-disk"}
         llm.close()
         llm.close()
         assert threading.enumerate() == before
