@@ -137,7 +137,7 @@ def test_the_busiest_resource_is_named(percent: tuple[float, ...], slow: str | N
     policy = Policy.from_percent(percent, gpu_batch_size=4, num_gpu_batches=2)
     result = cost(policy, Workload(prompt_len=100, gen_len=1), machine(links=links))
     assert result.bottleneck == {"prefill": bottleneck}
-    assert result.busy_share("prefill")[bottleneck] == pytest.approx(1.0)
+    assert result.busy_share("prefill")[bottleneck] == pytest.approx(1.0, abs=1e-4)  # in the head nothing is moved
 
 
 def test_the_cpu_can_be_the_bottleneck() -> None:

@@ -1,6 +1,6 @@
 """What overlaps with what: the parts of a pass joined into stages, with their weight loads and hidden states."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from costmodel.formulations.base import (
@@ -32,8 +32,8 @@ def stages(
     """Join the attention part with the products, the weight loads and the batches' hidden states.
 
     The engine decides what overlaps: one stage a layer, or attention and MLP in turn. Whichever it is,
-    the weights that a stage loads are those of the next one. ``blocking_load`` are seconds of a cache
-    load that the computation waits for.
+    the weights that a stage loads are those of the next one: with a stage a layer, the last layer hides the head's,
+    and the head those of the first layer. ``blocking_load`` are seconds of a cache load that the computation waits for.
     """
     model, layers = case.model, float(case.model.num_layers)
     attention_params, mlp_params = matrix_params(model)
@@ -43,19 +43,43 @@ def stages(
     )
     mlp = idle(amounts)
     mlp["gpu_compute"] = amounts.prompts * (
-        (products_s(case, mlp_params, tokens) + elementwise_s(case, tokens)) * layers + head_s(case, logits)
+        (products_s(case, mlp_params, tokens) + elementwise_s(case, tokens)) * layers
     )
+    head = idle(amounts)
+    head["gpu_compute"] = amounts.prompts * head_s(case, logits)
     for resource in hidden:
         attention[resource] = attention[resource] + latency[resource]
         mlp[resource] = mlp[resource] + hidden[resource]
-    loads, waited = _weight_loads(case, amounts), _hidden_waits(case, amounts, hidden)
+    layer_loads, head_loads = _weight_loads(case, amounts)
+    waited = _hidden_waits(case, amounts, hidden)
     if case.hardware.engine.stages == "layer":
-        merged = {resource: attention[resource] + mlp[resource] for resource in RESOURCES}
-        return [_stage(case, "layers", merged, loads, 1.0, blocking_load, waited)]
+        merged = _sum(attention, mlp)
+        if not case.switches.overlap:
+            return [_stage(case, "pass", _sum(merged, head), _sum(layer_loads, head_loads), 1.0, blocking_load, waited)]
+        last = 1.0 / layers
+
+        def part(whole: Linear | None, share: float) -> Linear | None:
+            return None if whole is None else whole * share
+
+        parts = {"layers": (1.0 - last, layer_loads, 1.0 - last), "last layer": (last, head_loads, 1.0)}
+        found = [
+            _stage(
+                case,
+                name,
+                {resource: work * share for resource, work in merged.items()},
+                loads,
+                loaded,
+                part(blocking_load, share),
+                part(waited, share),
+            )
+            for name, (share, loads, loaded) in parts.items()
+        ]
+        return [*found, _stage(case, "head", head, layer_loads, last, None, None)]
+    loads = _sum(layer_loads, head_loads)
     weight_share = attention_params / (attention_params + mlp_params)
     return [
         _stage(case, "attention", attention, loads, 1.0 - weight_share, blocking_load, None),
-        _stage(case, "mlp", mlp, loads, weight_share, None, waited),
+        _stage(case, "mlp", _sum(mlp, head), loads, weight_share, None, waited),
     ]
 
 
@@ -102,19 +126,26 @@ def idle(amounts: Amounts[Any]) -> dict[Resource, Linear]:
     return dict.fromkeys(RESOURCES, amounts.prompts * 0.0)
 
 
-def _weight_loads(case: Case, amounts: Amounts[Any]) -> dict[Resource, Linear]:
-    """Seconds to stream, once a pass, what the split leaves off the GPU: every layer and the head."""
+def _sum(one: Mapping[Resource, Linear], other: Mapping[Resource, Linear]) -> dict[Resource, Linear]:
+    """Seconds of both, which have the same resources."""
+    return {resource: seconds + other[resource] for resource, seconds in one.items()}
+
+
+def _weight_loads(case: Case, amounts: Amounts[Any]) -> tuple[dict[Resource, Linear], dict[Resource, Linear]]:
+    """Seconds to stream, once a pass, what the split leaves off the GPU: of every layer, and of the head."""
     links, layers = case.hardware.links, float(case.model.num_layers)
     streamed = case.model.layer_weight_bytes(compressed=case.switches.compress_weights) * layers
-    streamed += case.model.head_load_bytes
 
-    def seconds(link: Link) -> float:
-        return streamed / link.bytes_per_s.effective + layers * link.latency_s.effective
+    def loads(seconds: Callable[[Link], float]) -> dict[Resource, Linear]:
+        return {
+            "cpu_to_gpu": over_link(case, amounts.weights) * seconds(links.cpu_to_gpu),
+            "disk_read": amounts.weights.disk * seconds(links.disk_read),
+        }
 
-    return {
-        "cpu_to_gpu": over_link(case, amounts.weights) * seconds(links.cpu_to_gpu),
-        "disk_read": amounts.weights.disk * seconds(links.disk_read),
-    }
+    return (
+        loads(lambda link: streamed / link.bytes_per_s.effective + layers * link.latency_s.effective),
+        loads(lambda link: case.model.head_load_bytes / link.bytes_per_s.effective),
+    )
 
 
 def _hidden_traffic(case: Case, amounts: Amounts[Any], tokens: int) -> dict[Resource, Linear]:
