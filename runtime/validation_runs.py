@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from costmodel import units, words
 from costmodel.estimate import estimate
@@ -56,11 +56,15 @@ def run_all(
     keep: Callable[[Validation], None],
     limit: TimeLimit | None = None,
 ) -> Validation:
-    """Run what is left, up to the limit; ``keep`` is told the validation after every run, ``say`` a line of it."""
-    count, done = validation.planned, len(validation.runs)
+    """Run what is left, up to the limit; ``keep`` is told the validation after every run, ``say`` a line of it.
+
+    Where the cores that compute are the host's, it is recorded whether they share a cache: of some runs that are made
+    again.
+    """
     expect = None
-    with Watch() as watch:
-        for number, drawn in enumerate(validation.left, start=done + 1):
+    with Watch() if validation.hardware.gpu.is_host_memory else nullcontext() as watch:
+        while validation.left:
+            drawn = validation.left[0]
             if limit is not None and expect is None:
                 expect = _expectation(drawn.policy, engines, workload)
             expected_s = 0.0 if expect is None else expect(drawn.policy)
@@ -71,11 +75,12 @@ def run_all(
             found, ended = own_process.call(_run, drawn.policy, engines, workload)
             if limit is not None:
                 limit.learn(expected_s, time.monotonic() - began)
-            rates = watch.between(ended - sum(map(sum, found.block_s)), ended)
-            found = dataclasses.replace(found, origin={**found.origin, ORIGIN_KEY: [round(rate) for rate in rates]})
+            if watch is not None:
+                rates = watch.between(ended - sum(map(sum, found.block_s)), ended)
+                found = dataclasses.replace(found, origin={**found.origin, ORIGIN_KEY: [round(rate) for rate in rates]})
             validation = validation.with_run(found)
             keep(validation)
-            say(run_line(number, count, drawn, found))
+            say(run_line(len(validation.runs), validation.planned, drawn, found))
     return validation
 
 

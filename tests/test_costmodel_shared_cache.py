@@ -1,6 +1,7 @@
 """Which runs count where the cores of a machine come apart at times."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -45,18 +46,32 @@ def test_runs_of_cores_that_were_apart_are_set_aside() -> None:
     assert found.set_aside == 2
     assert [one.measured.latency_s for one in found.by_policy[0]] == [4.0, 5.0]
     assert found.measurements[0].measured.latency_s == 4.0
+    assert not found.left, "half of the runs asked for count"
     summary = found.summary()
     assert summary.set_aside == 2
     assert summary.repeatability is not None
     assert summary.repeatability.worst == pytest.approx(4 / 5 - 1)
 
 
-def test_a_policy_without_another_run_keeps_it() -> None:
-    found = validation(sizes=[1, 2], repeats=1)
-    found = found.with_run(beside([TOGETHER] * 4, 3.0, 1)).with_run(beside([APART] * 4, 6.0, 2))
-    assert found.apart == {1}
-    assert found.set_aside == 0
-    assert [one.measured.latency_s for one in found.measurements] == [3.0, 6.0]
+def test_a_policy_of_which_too_few_runs_count_is_run_again_in_rounds_up_to_as_often(tmp_path: Path) -> None:
+    found = validation(sizes=[1, 2, 4], repeats=2)
+    for size, apart in ((1, True), (2, False), (4, True)) * 2:
+        assert found.left[0].policy.gpu_batch_size == size
+        found = found.with_run(beside([APART if apart else TOGETHER] * 4, 6.0 if apart else 3.0, size))
+    # 1 and 4 have none that counts: one more each, then one that still has none.
+    assert [one.policy.gpu_batch_size for one in found.left] == [1, 4]
+    assert found.planned == 6 + 2
+    found = found.with_run(beside([APART] * 4, 6.0, 1))
+    assert [one.policy.gpu_batch_size for one in found.left] == [4, 1], "the one that ran less often first"
+    found = found.with_run(beside([TOGETHER] * 4, 4.0, 4))
+    assert [one.policy.gpu_batch_size for one in found.left] == [1]
+    assert [one.measured.latency_s for one in found.measurements] == [6.0, 3.0, 4.0]
+    found = found.with_run(beside([APART] * 4, 7.0, 1))
+    assert not found.left, "a policy runs four times at most where two were asked for"
+    # Without a run that counts, all do.
+    assert [len(runs) for runs in found.by_policy] == [4, 2, 1]
+    found.save(tmp_path / "v.json")
+    assert Validation.from_file(tmp_path / "v.json") == found
 
 
 @pytest.mark.parametrize("rates", [[APART] * 4, [TOGETHER] * 4, []])

@@ -156,6 +156,7 @@ def test_a_run_while_the_cores_shared_no_cache_is_set_aside(
     found = Validation.from_file(tmp_path / "v.json")
     assert found.apart == {1}
     assert found.by_policy == ((found.runs[0], found.runs[2]),)
+    assert not found.left, "two of three count"
     assert asked == pytest.approx([one.measured.latency_s for one in found.runs])
     told = capsys.readouterr().out
     assert "1 run of 3: the cores shared no cache meanwhile" in " ".join(told.split())

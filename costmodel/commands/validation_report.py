@@ -52,7 +52,8 @@ def _what_ran(found: Validation) -> str:
     streamed = f"; {offloaded} streamed what did not fit from disk" if reading else ""
     policies = words.counted(runs, "policy", "policies")
     were = "was" if runs == 1 else "were"
-    times = f" {'up to ' if found.left else ''}{found.repeats} times each" if found.repeats > 1 else ""
+    at = "up to " if found.left else "at least " if len(found.runs) > len(found.drawn) * found.repeats else ""
+    times = f" {at}{found.repeats} times each" if found.repeats > 1 else ""
     return f"{policies} for {first.model.name} {were} predicted, then run{times} in {sizes}{streamed}."
 
 

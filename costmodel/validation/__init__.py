@@ -1,7 +1,8 @@
 """Validation: policies that were predicted and then run, and what that says of the cost model."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -11,6 +12,7 @@ from costmodel import records, shared_cache, words
 from costmodel.errors import InputError
 from costmodel.hardware import Hardware
 from costmodel.measurement import Measurement
+from costmodel.policy import Policy
 from costmodel.validation.draw import Drawn, Space, draw
 from costmodel.validation.statistics import Cause, Errors, Ranking, Summary, errors_of_repeats, frame, middle, summary
 
@@ -21,7 +23,8 @@ SCHEMA = "tierwise.validation/1"
 class Validation:
     """A validation at any moment: ``drawn`` is what is to be run, ``repeats`` times each, ``runs`` what was run so far.
 
-    Runs are made in rounds: all policies once in the order of ``drawn``, then all again.
+    Runs are made in rounds: all policies once in the order of ``drawn``, then all again. Then those are run again of
+    which less than half of the runs asked for count (see :attr:`apart`), up to as many times more.
     ``request`` holds the flags that decide what is drawn and run; ``hardware`` is the machine as planned
     with, budgets included.
     """
@@ -35,23 +38,37 @@ class Validation:
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise InputError(f"repeats is {self.repeats}: it must be at least 1")
-        if len(self.runs) > self.planned:
+        known = {drawn.policy for drawn in self.drawn}
+        most = len(self.drawn) * self.repeats * (2 if self._rates else 1)
+        if len(self.runs) > most:
             policies = words.counted(len(self.drawn), "policy", "policies")
             times = f" to be run {self.repeats} times each" if self.repeats > 1 else ""
             raise InputError(f"there are {policies}{times}, but more measurements ({len(self.runs)})")
         for place, (drawn, found) in enumerate(zip(self.drawn * self.repeats, self.runs, strict=False)):
             if drawn.policy != found.policy:
                 raise InputError(f"measurements[{place}] is not a run of policies[{place % len(self.drawn)}]")
+        for place, found in enumerate(self.runs[len(self.drawn) * self.repeats :], len(self.drawn) * self.repeats):
+            if found.policy not in known:
+                raise InputError(f"measurements[{place}] is not a run of any of the policies")
 
     @property
     def planned(self) -> int:
-        """How many runs there are to be in all."""
-        return len(self.drawn) * self.repeats
+        """How many runs there are to be in all, as far as is known."""
+        return len(self.runs) + len(self.left)
 
-    @property
+    @cached_property
     def left(self) -> tuple[Drawn, ...]:
         """The policies of the runs that are still to be made, in their order."""
-        return (self.drawn * self.repeats)[len(self.runs) :]
+        regular = (self.drawn * self.repeats)[len(self.runs) :]
+        return regular or tuple(drawn for _, drawn in sorted(self._again(), key=lambda pair: pair[0]))
+
+    def _again(self) -> Iterator[tuple[int, Drawn]]:
+        """Policies of which too few runs count, with how often each has run."""
+        enough = math.ceil(self.repeats / 2)
+        for drawn, places in zip(self.drawn, self._places, strict=False):
+            counted = sum(place not in self.apart for place in places)
+            if counted < enough and len(places) < 2 * self.repeats:
+                yield len(places), drawn
 
     @property
     def progress(self) -> str:
@@ -65,18 +82,29 @@ class Validation:
         A run during which the cores were apart (see :mod:`costmodel.shared_cache`) counts where its policy has no
         other.
         """
-        count, apart = len(self.drawn), self.apart
-        whole = [tuple(range(place, len(self.runs), count)) for place in range(min(count, len(self.runs)))]
-        kept = [[run for run in runs if run not in apart] or runs for runs in whole]
-        return tuple(tuple(self.runs[run] for run in runs) for runs in kept)
+        kept = [[place for place in places if place not in self.apart] or places for places in self._places]
+        return tuple(tuple(self.runs[place] for place in places) for places in kept)
+
+    @cached_property
+    def _places(self) -> list[list[int]]:
+        """Places of all runs of every policy that has run, in the order of ``drawn``."""
+        found: dict[Policy, list[int]] = {drawn.policy: [] for drawn in self.drawn}
+        for place, one in enumerate(self.runs):
+            found[one.policy].append(place)
+        return [places for places in found.values() if places]
+
+    @property
+    def _rates(self) -> list[float]:
+        """What was seen of the cores beside all runs."""
+        return [rate for one in self.runs for rate in one.shared_write_rates]
 
     @cached_property
     def apart(self) -> frozenset[int]:
         """Places of the runs for too much of which the cores shared no cache, on a machine where others did."""
-        seen = [rate for one in self.runs for rate in one.shared_write_rates]
-        if not seen:
+        rates = self._rates
+        if not rates:
             return frozenset()
-        best = shared_cache.best_rate(seen)
+        best = shared_cache.best_rate(rates)
         return frozenset(
             place
             for place, one in enumerate(self.runs)
