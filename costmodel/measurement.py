@@ -80,7 +80,7 @@ class Measurement:
                 measured=_checked(Estimate.from_dict(found["measured"]), where=f"{where}: measured"),
                 block_s=tuple((float(prefill), float(decode)) for prefill, decode in found["block_s"]),
                 resident_bytes=found["resident_bytes"],
-                origin=found["origin"],
+                origin=_origin(found["origin"], where=f"{where}: origin"),
             )
         except InputError:
             raise
@@ -91,6 +91,16 @@ class Measurement:
     def from_file(cls, path: str | PathLike[str]) -> "Measurement":
         """Read a measurement file."""
         return cls.from_dict(records.read_json(path), where=str(path))
+
+
+def _origin(origin: object, *, where: str) -> Mapping[str, Any]:
+    """What is known of a run's origin, with rates that can be reckoned with."""
+    if not isinstance(origin, dict):
+        raise InputError(f"{where} is {origin!r}: an object is expected")
+    rates = origin.get(shared_cache.ORIGIN_KEY, [])
+    if not isinstance(rates, list) or not all(isinstance(rate, int | float) and rate >= 0 for rate in rates):
+        raise InputError(f"{where}: {shared_cache.ORIGIN_KEY} is {rates!r}: a list of rates is expected")
+    return origin
 
 
 def _checked(measured: Estimate, *, where: str) -> Estimate:

@@ -71,19 +71,20 @@ class EngineLayers:
         readings = []
         widths = {"hidden_size": WIDTH, "num_heads": 1, "ffn_size": 4 * WIDTH}
         with small_image(self.directory, self.dtype, num_layers=NUM_LAYERS, **widths) as image:
-            before = None
-            for number, (weights, cache, changes) in enumerate(caches):
-                if weights != before:
-                    between, before = self._between(compressed=weights == COMPRESSED_WEIGHTS), weights
-                    between()  # a first product takes longer
-                    least_s = timer.once(between)
-                share_s = (budget_s - (timer.now() - began)) / (len(caches) - number)
-                # A pass of the layers takes about as long again as what comes between them.
-                steps = min(MOST_STEPS, max(3, int(share_s / (2 * NUM_LAYERS * max(least_s, 1e-4)))))
-                decoded = partial(self._decode, image, one_batch(PROMPTS, **changes), steps, between, timer)
-                place = (*at, ("cache", cache), ("weights", weights))
-                samples = timer.steadiness.steadily(decoded)
-                readings.append(Reading(name="engine_layer", at=place, unit="s", work=None, samples=samples))
+            for between_of, some in itertools.groupby(enumerate(caches), key=lambda numbered: numbered[1][0]):
+                between = self._between(compressed=between_of == COMPRESSED_WEIGHTS)
+                between()  # a first product takes longer
+                least_s = timer.once(between)
+                for number, (weights, cache, changes) in some:
+                    share_s = (budget_s - (timer.now() - began)) / (len(caches) - number)
+                    # A pass of the layers takes about as long again as what comes between them.
+                    steps = min(MOST_STEPS, max(3, int(share_s / (2 * NUM_LAYERS * max(least_s, 1e-4)))))
+                    samples = timer.steadiness.steadily(
+                        partial(self._decode, image, one_batch(PROMPTS, **changes), steps, between, timer)
+                    )
+                    place = (*at, ("cache", cache), ("weights", weights))
+                    readings.append(Reading(name="engine_layer", at=place, unit="s", work=None, samples=samples))
+                del between  # its weights go before the next ones come
         return readings
 
     def _between(self, *, compressed: bool) -> Callable[[], None]:
@@ -96,14 +97,14 @@ class EngineLayers:
             return lambda: None
         hidden, ffn = self.effort.hidden_size, self.effort.ffn_size
         rows = 4 * hidden + 2 * ffn  # of a layer, each as wide as the hidden states
-        layer_bytes = rows * hidden * self.dtype.itemsize
-        count = math.ceil(self.effort.working_set_bytes / layer_bytes)
 
-        def weight() -> layers.Weight:
+        def weight() -> torch.Tensor | quantization.Quantized4bitLinear:
             plain = random_weights(rows, hidden, self.dtype, self.device)
             return quantization.quantize_linear(plain) if compressed else plain
 
-        turns = itertools.cycle([layers.Linear(weight=weight()) for _ in range(count)])
+        first = weight()
+        others = [weight() for _ in range(math.ceil(self.effort.working_set_bytes / first.nbytes) - 1)]
+        turns = itertools.cycle([layers.Linear(weight=one) for one in (first, *others)])
         states = random_weights(FUSED_BLOCK if compressed else 1, hidden, self.dtype, self.device)
 
         def product() -> None:

@@ -6,6 +6,7 @@ computes. It has as many prompts as make the first two take about as long.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -115,14 +116,18 @@ class HiddenLoads:
             steps = min(MOST_STEPS, max(2, int((end - timer.now()) / (6 * max(once_s, 1e-4)))))
             while True:
                 began = timer.now()
-                samples[LOAD].append(timer.once(lambda: _load(loaded, steps * NUM_LAYERS)) / steps)
-                for kind, weights, used in ((BOTH, loaded, movers), (COMPUTE, resident, idle)):
-                    step_s = timer.steadiness.steadily(
-                        lambda weights=weights, used=used: self._decode_s(weights, used, prompts, steps)  # type: ignore[misc]
-                    )
-                    samples[kind].append(step_s)
+                for kind, step_s in (
+                    (LOAD, partial(self._load_s, loaded, steps, timer)),
+                    (BOTH, partial(self._decode_s, loaded, movers, prompts, steps)),
+                    (COMPUTE, partial(self._decode_s, resident, idle, prompts, steps)),
+                ):
+                    samples[kind].append(timer.steadiness.steadily(step_s))
                 if 2 * timer.now() - began > end:
                     return samples
+
+    def _load_s(self, weights: Weights, steps: int, timer: Timer) -> float:
+        """Seconds in which all layers are loaded once."""
+        return timer.once(lambda: _load(weights, steps * NUM_LAYERS)) / steps
 
     def _decode_s(self, weights: Weights, movers: Movers, prompts: int, steps: int) -> float:
         """Seconds of a step of decode."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 from profiler.timing import Reading, Results, Timer
 
@@ -42,9 +43,7 @@ class Overlap:
                 work.call()  # warm-up
             for index, (one, other) in enumerate(pairs):
                 share_s = max(0.0, end - timer.now()) / (len(pairs) - index)
-                slowdowns = timer.steadiness.steadily(
-                    lambda one=one, other=other, slice_s=share_s / 3: beside(one, other, timer=timer, slice_s=slice_s)  # type: ignore[misc]
-                )
+                slowdowns = timer.steadiness.steadily(partial(beside, one, other, timer=timer, slice_s=share_s / 3))
                 for work, partner, slowdown in ((one, other, slowdowns[0]), (other, one, slowdowns[1])):
                     at = (("work", work.name), ("beside", partner.name))
                     readings.append(Reading(name="slowdown", at=at, unit="times", work=None, samples=(slowdown,)))

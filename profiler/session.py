@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from costmodel import units
-from costmodel.shared_cache import best_rate, share_apart
+from costmodel import units, words
 from profiler import compute, engine, layers, links
 from profiler.capacity import Capacity, capacity
 from profiler.effort import Effort
@@ -111,13 +110,12 @@ def profile(request: Request, *, progress: Callable[[str], None], timer: Timer |
 
 def _unsteady(steadiness: Steadiness) -> list[str]:
     """What a reader must know where the cores were apart at times."""
-    rates = steadiness.rates
-    apart = share_apart(rates, best_rate(rates)) if rates else 0.0
-    if not apart:
+    if not steadiness.spent_s and not steadiness.kept_apart:
         return []
+    kept = f", and {words.counted(steadiness.kept_apart, 'figure')} taken all the same" if steadiness.kept_apart else ""
     return [
-        f"the cores shared no cache for {apart:.0%} of the time, as the host of a virtual machine moves them: "
-        f"{units.format_seconds(steadiness.spent_s)} were spent on taking figures while they do; a run that meets the "
+        "the cores shared no cache at times, as the host of a virtual machine moves them: "
+        f"{units.format_seconds(steadiness.spent_s)} were spent on waiting until they do{kept}; a run that meets the "
         "other state is slower"
     ]
 

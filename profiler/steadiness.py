@@ -3,14 +3,16 @@
 A figure taken while they are apart is taken again when they are together, as long as patience lasts.
 """
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from costmodel.shared_cache import best_rate, is_apart
+from costmodel.shared_cache import is_apart
 
-FIRST_LOOKS = 10
-"""Looks before the first figure, which show what the rate can be."""
+LOOKS = 10
+"""Looks before the first figure; of so many in a row the middle one is what the rate can be."""
 
 PAUSE_S = 0.05
 ATTEMPTS = 3
@@ -19,7 +21,10 @@ T = TypeVar("T")
 
 
 class Steadiness:
-    """``rate`` is of :class:`runtime.shared_cache.SharedWrite`; it waits for ``patience_s`` seconds in all."""
+    """``rate`` is of :class:`runtime.shared_cache.SharedWrite`; it waits for ``patience_s`` seconds in all.
+
+    A machine that is apart when the profile begins is measured as it is until it has been seen together.
+    """
 
     def __init__(
         self,
@@ -30,35 +35,44 @@ class Steadiness:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._rate, self._patience_s, self._now, self._sleep = rate, patience_s, now, sleep
-        self.rates: list[float] = []
+        self._looks: deque[float] = deque(maxlen=LOOKS)
+        self._best = 0.0
         self.spent_s = 0.0
         """Seconds spent on waiting and on figures that were taken again."""
+        self.kept_apart = 0
+        """Figures that were taken while the cores were apart, because patience had ended or every attempt was."""
 
     def steadily(self, measure: Callable[[], T]) -> T:
         """What ``measure`` finds while the cores are together, or in the last attempt."""
         self._wait()
-        for _ in range(ATTEMPTS - 1):
+        for attempt in range(ATTEMPTS):
             began = self._now()
             found = measure()
-            if self.spent_s >= self._patience_s or self._together():
+            if self._together():
                 return found
+            if attempt == ATTEMPTS - 1 or self.spent_s >= self._patience_s:
+                break
             self.spent_s += self._now() - began
             self._wait()
-        return measure()
+        self.kept_apart += 1
+        return found
 
     def _wait(self) -> None:
         """Return when the cores are together, or patience has ended."""
-        began = self._now()
+        began, waited = self._now(), False
         while not self._together() and self.spent_s + self._now() - began < self._patience_s:
             self._sleep(PAUSE_S)
-        if self.rates:
+            waited = True
+        if waited:
             self.spent_s += self._now() - began
 
     def _together(self) -> bool:
         """Look; the first looks of all are several."""
-        for _ in range(1 if self.rates else FIRST_LOOKS):
+        for _ in range(1 if self._looks else LOOKS):
             rate = self._rate()
             if rate is None:
                 return True
-            self.rates.append(rate)
-        return not is_apart(self.rates[-1], best_rate(self.rates))
+            self._looks.append(rate)
+        # Looks while they are apart must not lower what is expected of cores that are together.
+        self._best = max(self._best, statistics.median(self._looks))
+        return not is_apart(self._looks[-1], self._best)

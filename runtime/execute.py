@@ -132,7 +132,7 @@ class BlockRun:
             for step in sorted(slot, key=_move_order):
                 if step.kind != "compute":
                     self._move(step)
-                    self._movers.settle(awaited=alone and step.kind.startswith("load"))
+                    self._movers.settle(awaited=alone and step.kind in ("load_activations", "load_cache"))
             for step in slot:
                 if step.kind != "compute":
                     continue

@@ -163,8 +163,8 @@ class Movers:
         """Wait for what was begun since the last call: without overlap, and for what the next computation awaits.
 
         ``awaited`` says that the computation does, and nothing comes before it. On a machine whose first tier is host
-        memory such a load goes before all others then: a disk that also reads 16 MiB of weights takes 4 to 8 ms for a
-        page of hidden states, and 0.2 ms alone. On CUDA the computation itself waits, and the host goes on.
+        memory nothing more is begun before such a load is there: a disk that also reads 16 MiB of weights takes 4 to 8
+        ms for a page of hidden states, and 0.2 ms alone. On CUDA the computation itself waits, and the host goes on.
 
         Without overlap the pieces of one step are moved side by side all the same. Whoever waits takes a share of them:
         beside threads of the last computation, which spin for milliseconds in case there is more of it, a thread of the

@@ -23,16 +23,15 @@ class SharedWrite:
 
     def __init__(self) -> None:
         self._buffer = np.zeros(BYTES // 8, dtype=np.int64)
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self._cores = frozenset(cores)
-        self._pair = (cores[0], cores[-1]) if len(cores) > 1 else None
 
     def rate(self) -> float | None:
         """Bytes/s, the best of a few tries; ``None`` with one core, or where threads cannot be told where to run."""
-        if self._pair is None:
+        if not hasattr(os, "sched_getaffinity"):
             return None
-        writer, reader = self._pair
-        best_s = float("inf")
+        cores = os.sched_getaffinity(0)
+        writer, reader, best_s = min(cores), max(cores), float("inf")
+        if writer == reader:
+            return None
         try:
             for _ in range(TRIES):
                 os.sched_setaffinity(0, {reader})
@@ -41,12 +40,11 @@ class SharedWrite:
                 began = time.perf_counter()
                 self._buffer.fill(1)
                 best_s = min(best_s, time.perf_counter() - began)
-        except OSError:  # a core was taken away: there is no telling any more
-            self._pair = None
+        except OSError:  # a core was taken away meanwhile
             return None
         finally:
             with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, self._cores)
+                os.sched_setaffinity(0, cores)
         return BYTES / best_s
 
 

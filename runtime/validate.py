@@ -112,7 +112,8 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         default=1,
         help=(
             "runs of each policy, in rounds (all policies, then all again); its middle run is reported, and how far "
-            "the others are from it: no model can be nearer to a machine than it is to itself (default: %(default)s)"
+            "the others are from it: no model can be nearer to a machine than it is to itself; where the cores of a "
+            "virtual machine come apart meanwhile, up to as many runs more (default: %(default)s)"
         ),
     )
     group.add_argument(

@@ -16,21 +16,22 @@ from costmodel.validation import Validation
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 NEWEST = "2026-11-29-epyc-2-cores-validation"
 OLDER = ("2026-11-24-epyc-2-cores-validation-repeats", "2026-11-24-epyc-2-cores-validation-repeats-held-out")
-"""An engine whose transfers without overlap woke up late; the profile knew no calls for further parts of a cache."""
+"""An engine whose transfers without overlap woke up late, and a profile that knew neither calls for further parts of a
+cache nor launches beside 4-bit weights; nobody looked whether the cores shared a cache."""
 
-STATED = {NEWEST: (0.051, 0.157), OLDER[0]: (0.055, 0.157), OLDER[1]: (0.064, 0.147)}
+STATED = {NEWEST: (0.056, 0.169), OLDER[0]: (0.055, 0.157), OLDER[1]: (0.049, 0.147)}
 """Median and 90th percentile of the throughput error's size, with the profile alone (docs/validation.md)."""
 
-STATED_CALIBRATED = (0.055, 0.12)
+STATED_CALIBRATED = (0.041, 0.12)
 """The same for runs of the newest, each predicted by constants fitted to others of them."""
 
-STATED_WORTH_RUNNING = {NEWEST: 0.012, OLDER[0]: 0.031, OLDER[1]: 0.051}
+STATED_WORTH_RUNNING = {NEWEST: 0.025, OLDER[0]: 0.036, OLDER[1]: 0.055}
 """Median of the throughput error's size over what the search picks and its neighbours, with the profile alone."""
 
-STATED_REGRET = {NEWEST: 0.046, OLDER[0]: 0.0, OLDER[1]: 0.0}
+STATED_REGRET = {NEWEST: 0.004, OLDER[0]: 0.0, OLDER[1]: 0.0}
 """Of the best measured throughput, what running the policy predicted best loses at most."""
 
-STATED_PEAK = 0.025
+STATED_PEAK = 0.047
 """Worst error's size of the first tier's peak memory over every single run, each in a process of its own."""
 
 
@@ -69,7 +70,8 @@ def test_the_profile_alone_predicts_as_stated(name: str) -> None:
 @pytest.mark.parametrize("name", STATED)
 def test_peak_memory_is_predicted_as_stated(name: str) -> None:
     found = validation(name)
-    assert len(found.runs) == found.repeats * len(found.drawn)
+    assert len(found.runs) >= found.repeats * len(found.drawn)
+    assert not found.left
     peaks = [today(one, found.hardware).peak_bytes["gpu"] / one.measured.peak_bytes["gpu"] - 1 for one in found.runs]
     assert np.max(np.abs(peaks)) <= STATED_PEAK
 

@@ -613,6 +613,15 @@ def test_the_cache_grows_step_by_step() -> None:
     assert 400 * step(201.5) < 0.97 * exact
 
 
+def test_the_only_layer_hides_the_heads_weights_and_the_head_its_own() -> None:
+    model, workload = plain_model(num_layers=1), Workload(prompt_len=1, gen_len=2)
+    policy = Policy.from_percent((0, 100, 100, 0, 100, 0), gpu_batch_size=1, num_gpu_batches=1)
+    layer, head = 12 * H**2 * 2 / 10e9, VOCAB * H * 2 / 10e9
+    links = Links(**dict.fromkeys(("cpu_to_gpu", "gpu_to_cpu", "disk_read", "disk_write"), link(10e9)))
+    result = cost(policy, machine(memory_bytes_per_s=1e15, matmul=rate(1e15), links=links), workload, model)
+    assert result.decode_s == pytest.approx(layer + head, rel=1e-3)
+
+
 def test_the_last_layer_hides_the_heads_weights_and_the_head_those_of_the_first() -> None:
     # A layer computes for 24 µs and its weights take 2.5 ms; those of the head take 10 ms.
     policy = Policy.from_percent((0, 100, 100, 0, 100, 0), gpu_batch_size=1, num_gpu_batches=1)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from costmodel.errors import InputError
 from costmodel.measurement import Measurement
-from costmodel.shared_cache import ORIGIN_KEY, best_rate, is_apart, share_apart
+from costmodel.shared_cache import ORIGIN_KEY, best_rate, is_apart, ran_apart
 from costmodel.validation import Validation
 from tests.test_costmodel_validation import taking_once, validation
 
@@ -30,8 +31,10 @@ def test_a_rate_far_below_the_best_was_taken_apart() -> None:
     rates = [10e9, 30e9, 17e9, 19e9, 2e9, 3e9, 20e9, 16e9]
     best = best_rate(rates)
     assert [is_apart(rate, best) for rate in rates] == [False, False, False, False, True, True, False, False]
-    assert share_apart(rates, best) == 2 / 8
-    assert share_apart([], best) == 0
+    assert ran_apart(rates, best)
+    assert not ran_apart([*rates, *[best] * 2], best), "a fifth of the looks"
+    assert not ran_apart([2e9, best], best), "a single look"
+    assert not ran_apart([], best)
 
 
 def test_runs_of_cores_that_were_apart_are_set_aside() -> None:
@@ -85,3 +88,9 @@ def test_rates_survive_the_file() -> None:
     one = beside([TOGETHER, APART], 3.0)
     assert Measurement.from_dict(one.to_dict()).shared_write_rates == (TOGETHER, APART)
     assert taking_once(3.0, 1).shared_write_rates == ()
+
+
+@pytest.mark.parametrize("origin", [[1], {ORIGIN_KEY: "fast"}, {ORIGIN_KEY: [1.0, "fast"]}, {ORIGIN_KEY: [-1.0]}])
+def test_rates_that_cannot_be_reckoned_with_are_refused(origin: object) -> None:
+    with pytest.raises(InputError, match=r"^m\.json: origin"):
+        Measurement.from_dict({**taking_once(3.0, 1).to_dict(), "origin": origin}, where="m.json")

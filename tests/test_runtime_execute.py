@@ -3,6 +3,7 @@
 import copy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from costmodel.policy import Policy, Split
 from runtime import quantization
 from runtime.cache_format import CacheFormat
 from runtime.cache_shape import CacheShape, shares
+from runtime.movers import Movers
+from runtime.pending import Pending
 from tests.checkpoints import randomised, saved
 from tests.runs import VOCABULARY, ours, policies, prompt_lists, relative_rmse, splits, theirs
 
@@ -53,6 +56,41 @@ def test_any_policy_gives_the_logits_of_transformers(
     logits, tokens, _ = ours(kept(layout, models), policy, models, prompts, gen_len)
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
     assert tokens.tolist() == expected_tokens.tolist()
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_hidden_states_that_are_awaited_come_before_weights_and_weights_last(
+    models: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    """With one or two batches they cannot be loaded ahead: no weights are begun until they are there."""
+    begun: list[tuple[str, bool]] = []
+    load, settle = Movers.load, Movers.settle
+
+    def noted(movers: Movers, *where: Any, name: str, **how: Any) -> Pending:
+        begun.append((name.split()[0], False))
+        return load(movers, *where, name=name, **how)
+
+    def settled(movers: Movers, *, awaited: bool) -> None:
+        if awaited and begun:
+            begun[-1] = (begun[-1][0], True)
+        settle(movers, awaited=awaited)
+
+    monkeypatch.setattr(Movers, "load", noted)
+    monkeypatch.setattr(Movers, "settle", settled)
+    on_disk, here = Split(gpu=0.0, cpu=0.0, disk=1.0), Split(gpu=1.0, cpu=0.0, disk=0.0)
+    policy = Policy(
+        weights=on_disk, cache=here, activations=on_disk, gpu_batch_size=1, num_gpu_batches=batches, overlap=True
+    )
+    ours(kept("pre-norm", models), policy, models, [[5, 6, 7]] * batches, 3)
+    hidden = [awaited for name, awaited in begun if name == "hidden"]
+    weights = [awaited for name, awaited in begun if name == "weights"]
+    assert len(hidden) > 3 * batches
+    assert len(weights) > 3
+    assert all(hidden) if batches <= 2 else not any(hidden[1:])  # before the first computation all is awaited
+    assert not any(weights)
+    if batches == 3:  # begun in the same slot: first what the next batch needs
+        kinds = [name for name, _ in begun]
+        assert kinds[kinds.index("hidden") - 1] == "hidden" or kinds[kinds.index("hidden") + 1] == "weights"
 
 
 # ------------------------------------------------------------------ narrower types, against what they promise

@@ -115,7 +115,7 @@ class Slow(Pending):
         self.over = True
 
 
-@pytest.mark.parametrize(("overlap", "awaited"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize(("overlap", "awaited"), [(True, False), (True, True), (False, False), (False, True)])
 def test_a_step_moves_side_by_side_and_is_waited_for_without_overlap_or_where_a_computation_awaits_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool, awaited: bool
 ) -> None:

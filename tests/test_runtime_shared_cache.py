@@ -27,8 +27,9 @@ def test_one_core_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @linux
-def test_cores_that_are_taken_away_say_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_that_are_taken_away_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     write = SharedWrite()
+    before = os.sched_getaffinity(0)
 
     def gone(pid: int, cores: set[int]) -> None:
         raise OSError("no such core")
@@ -36,7 +37,19 @@ def test_cores_that_are_taken_away_say_nothing_more(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "sched_setaffinity", gone)
     assert write.rate() is None
     monkeypatch.undo()
-    assert write.rate() is None
+    assert write.rate() is not None
+    assert os.sched_getaffinity(0) == before
+
+
+@linux
+def test_a_thread_that_was_bound_meanwhile_stays_bound() -> None:
+    write, before = SharedWrite(), os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert write.rate() is None
+        assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @linux

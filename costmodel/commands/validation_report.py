@@ -18,7 +18,8 @@ _FEW_RUNS = 10
 def report(found: Validation, *, written: Sequence[str]) -> list[terminal.Renderable]:
     """Tables, then the sentences; for a validation with at least one run."""
     summary = found.summary()
-    runs = words.counted(summary.runs, "run") + (", the middle one of each policy" if found.repeats > 1 else "")
+    several = len(found.runs) > len(found.drawn)
+    runs = words.counted(summary.runs, "run") + (", the middle one of each policy" if several else "")
     return [
         terminal.heading(f"Errors of {runs}: predicted / measured − 1"),
         _errors({words.quantity_name(name): errors for name, errors in summary.errors.items()}, "quantity"),
@@ -124,10 +125,11 @@ def _facts(found: Validation, written: Sequence[str]) -> list[terminal.Row]:
     if summary.over_budget:
         many = words.counted(summary.over_budget, "run")
         rows.append(("Memory", f"{many} took more than the usable part of a budget, {_over(found)} at the most"))
-    if summary.set_aside:
+    if summary.set_aside or summary.only_apart:
         many = words.counted(summary.set_aside, "run")
         why = "the cores shared no cache meanwhile, as the host of a virtual machine moves them"
-        rows.append(("Set aside", f"{many} of {len(found.runs)}: {why}"))
+        also = words.counted(summary.only_apart, "policy has", "policies have") + " no other run, and seem slower"
+        rows.append(("Set aside", f"{many} of {len(found.runs)}: {why}" + (f"; {also}" if summary.only_apart else "")))
     if found.left:
         rows.append(("Unfinished", f"{words.counted(len(found.left), 'run')} still to be made (--resume)"))
     return [*rows, ("Measured", measured_on(found)), ("Wrote", ", ".join(written))]

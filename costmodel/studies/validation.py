@@ -17,7 +17,7 @@ ALL = "all runs"
 def pairs_table(found: Validation) -> pd.DataFrame:
     """One row a run and quantity: predicted and measured (token/s, seconds or bytes), ``error``, and the run's regime.
 
-    Of a policy that ran more than once it is the middle run; ``least`` and ``most`` were measured over all of them.
+    Of a policy that ran more than once it is the middle run; ``least`` and ``most`` are of all its runs that count.
     Quantities that a run lacks (a phase without work, an unused tier) have no row.
     """
     return pd.DataFrame(

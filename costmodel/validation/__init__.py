@@ -12,7 +12,6 @@ from costmodel import records, shared_cache, words
 from costmodel.errors import InputError
 from costmodel.hardware import Hardware
 from costmodel.measurement import Measurement
-from costmodel.policy import Policy
 from costmodel.validation.draw import Drawn, Space, draw
 from costmodel.validation.statistics import Cause, Errors, Ranking, Summary, errors_of_repeats, frame, middle, summary
 
@@ -88,10 +87,12 @@ class Validation:
     @cached_property
     def _places(self) -> list[list[int]]:
         """Places of all runs of every policy that has run, in the order of ``drawn``."""
-        found: dict[Policy, list[int]] = {drawn.policy: [] for drawn in self.drawn}
-        for place, one in enumerate(self.runs):
-            found[one.policy].append(place)
-        return [places for places in found.values() if places]
+        count, policies = len(self.drawn), [drawn.policy for drawn in self.drawn]
+        regular = range(min(len(self.runs), count * self.repeats))
+        found = [list(regular[place::count]) for place in range(count)]
+        for place in range(len(regular), len(self.runs)):
+            found[policies.index(self.runs[place].policy)].append(place)
+        return [places for places in found if places]
 
     @property
     def _rates(self) -> list[float]:
@@ -106,15 +107,18 @@ class Validation:
             return frozenset()
         best = shared_cache.best_rate(rates)
         return frozenset(
-            place
-            for place, one in enumerate(self.runs)
-            if shared_cache.share_apart(one.shared_write_rates, best) > shared_cache.MOST_APART
+            place for place, one in enumerate(self.runs) if shared_cache.ran_apart(one.shared_write_rates, best)
         )
 
     @property
     def set_aside(self) -> int:
         """How many runs do not count."""
         return len(self.runs) - sum(len(runs) for runs in self.by_policy)
+
+    @property
+    def only_apart(self) -> int:
+        """How many policies have run, but never while the cores were together: what is reported of them is slower."""
+        return sum(all(place in self.apart for place in places) for places in self._places)
 
     @cached_property
     def measurements(self) -> tuple[Measurement, ...]:
@@ -128,7 +132,9 @@ class Validation:
     def summary(self) -> Summary:
         """What the runs so far say; at least one is needed."""
         repeatability = errors_of_repeats(self.by_policy)
-        return summary(self.measurements, repeatability=repeatability, set_aside=self.set_aside)
+        return summary(
+            self.measurements, repeatability=repeatability, set_aside=self.set_aside, only_apart=self.only_apart
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form."""

@@ -99,7 +99,7 @@ class Summary:
     """What measurements say of the cost model, and ``repeatability`` of the machine (``None`` without a second run).
 
     ``over_budget`` runs took more memory than they were given. ``set_aside`` more were made, which do not count: the
-    cores shared no cache meanwhile.
+    cores shared no cache meanwhile; ``only_apart`` policies have no other.
     """
 
     runs: int
@@ -110,13 +110,20 @@ class Summary:
     over_budget: int
     repeatability: Errors | None
     set_aside: int = 0
+    only_apart: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form."""
         return dataclasses.asdict(self)
 
 
-def summary(measurements: Sequence[Measurement], *, repeatability: Errors | None = None, set_aside: int = 0) -> Summary:
+def summary(
+    measurements: Sequence[Measurement],
+    *,
+    repeatability: Errors | None = None,
+    set_aside: int = 0,
+    only_apart: int = 0,
+) -> Summary:
     """Summarise at least one run, one a policy; ``repeatability`` is of :func:`errors_of_repeats`."""
     regimes: dict[str, list[Measurement]] = {}
     for one in measurements:
@@ -130,6 +137,7 @@ def summary(measurements: Sequence[Measurement], *, repeatability: Errors | None
         over_budget=sum(bool(one.measured.violations) for one in measurements),
         repeatability=repeatability,
         set_aside=set_aside,
+        only_apart=only_apart,
     )
 
 
