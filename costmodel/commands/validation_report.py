@@ -149,7 +149,7 @@ def measured_on(found: Validation) -> str:
 
 def _told(found: Validation) -> str:
     """The runs that statistics are of."""
-    return "all runs" if found.repeats == 1 else "the middle runs"
+    return "the middle runs" if len(found.runs) > len(found.drawn) else "all runs"
 
 
 def _over(found: Validation) -> str:
