@@ -92,7 +92,7 @@ def draw_errors(axes: Axes, found: Validation) -> Axes:
     axes.tick_params(axis="x", labelsize=SMALL)
     axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.set_xlim(-most, most)
-    axes.xaxis.set_major_locator(MultipleLocator(5 if most < 25 else 10 if most < 45 else 20))
+    axes.xaxis.set_major_locator(MultipleLocator(5 if most < 15 else 10 if most < 45 else 20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %" if value else "0"))
     axes.set_xlabel("predicted / measured − 1 (line: median)", fontsize=NORMAL)
     plain_frame(axes)
