@@ -59,24 +59,27 @@ class EngineLayers:
         """Seconds of a layer and batch, by what becomes of its cache."""
         began = timer.now()
         at = (("device", self.device.type), ("dtype", dtype_name(self.dtype)))
-        caches: list[tuple[str, str, dict[str, Any]]] = [
-            (PLAIN_WEIGHTS, STAYS, {}),
-            (PLAIN_WEIGHTS, CARRIED, {"cache": ON_DISK}),
-            (PLAIN_WEIGHTS, COMPRESSED, {"compress_cache": True}),
-            (PLAIN_WEIGHTS, PARTS, {"cache": HALVES}),
-            (PLAIN_WEIGHTS, COMPRESSED_PARTS, {"cache": HALVES, "compress_cache": True}),
-        ]
+        timed: dict[str, dict[str, dict[str, Any]]] = {
+            PLAIN_WEIGHTS: {
+                STAYS: {},
+                CARRIED: {"cache": ON_DISK},
+                COMPRESSED: {"compress_cache": True},
+                PARTS: {"cache": HALVES},
+                COMPRESSED_PARTS: {"cache": HALVES, "compress_cache": True},
+            }
+        }
         if self.device.type == "cpu":  # elsewhere nothing comes between two layers
-            caches.append((COMPRESSED_WEIGHTS, STAYS, {}))
-        readings = []
+            timed[COMPRESSED_WEIGHTS] = {STAYS: {}}
+        readings, left = [], sum(map(len, timed.values()))
         widths = {"hidden_size": WIDTH, "num_heads": 1, "ffn_size": 4 * WIDTH}
         with small_image(self.directory, self.dtype, num_layers=NUM_LAYERS, **widths) as image:
-            for between_of, some in itertools.groupby(enumerate(caches), key=lambda numbered: numbered[1][0]):
-                between = self._between(compressed=between_of == COMPRESSED_WEIGHTS)
+            for weights, caches in timed.items():
+                between = self._between(compressed=weights == COMPRESSED_WEIGHTS)
                 between()  # a first product takes longer
                 least_s = timer.once(between)
-                for number, (weights, cache, changes) in some:
-                    share_s = (budget_s - (timer.now() - began)) / (len(caches) - number)
+                for cache, changes in caches.items():
+                    share_s = (budget_s - (timer.now() - began)) / left
+                    left -= 1
                     # A pass of the layers takes about as long again as what comes between them.
                     steps = min(MOST_STEPS, max(3, int(share_s / (2 * NUM_LAYERS * max(least_s, 1e-4)))))
                     samples = timer.steadiness.steadily(

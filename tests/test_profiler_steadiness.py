@@ -80,7 +80,8 @@ def test_a_machine_that_begins_apart_is_measured_as_it_is_until_it_was_seen_toge
     before = machine.measured
     for _ in range(3):
         steadiness.steadily(machine.measure)
-    assert machine.measured > before + 3 or steadiness.spent_s > 0
+    assert machine.measured == before + 3 + 1
+    assert steadiness.spent_s == pytest.approx(1.0 + 2 * 0.05)
 
 
 def test_a_machine_that_cannot_be_looked_at_is_measured_once() -> None:

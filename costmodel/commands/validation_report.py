@@ -18,8 +18,7 @@ _FEW_RUNS = 10
 def report(found: Validation, *, written: Sequence[str]) -> list[terminal.Renderable]:
     """Tables, then the sentences; for a validation with at least one run."""
     summary = found.summary()
-    several = len(found.runs) > len(found.drawn)
-    runs = words.counted(summary.runs, "run") + (", the middle one of each policy" if several else "")
+    runs = words.counted(summary.runs, "run") + (", the middle one of each policy" if found.several else "")
     return [
         terminal.heading(f"Errors of {runs}: predicted / measured − 1"),
         _errors({words.quantity_name(name): errors for name, errors in summary.errors.items()}, "quantity"),
@@ -53,7 +52,7 @@ def _what_ran(found: Validation) -> str:
     streamed = f"; {offloaded} streamed what did not fit from disk" if reading else ""
     policies = words.counted(runs, "policy", "policies")
     were = "was" if runs == 1 else "were"
-    at = "up to " if found.left else "at least " if len(found.runs) > len(found.drawn) * found.repeats else ""
+    at = "up to " if found.left else "at least " if len(found.runs) > found.asked else ""
     times = f" {at}{found.repeats} times each" if found.repeats > 1 else ""
     return f"{policies} for {first.model.name} {were} predicted, then run{times} in {sizes}{streamed}."
 
@@ -149,7 +148,7 @@ def measured_on(found: Validation) -> str:
 
 def _told(found: Validation) -> str:
     """The runs that statistics are of."""
-    return "the middle runs" if len(found.runs) > len(found.drawn) else "all runs"
+    return "the middle runs" if found.several else "all runs"
 
 
 def _over(found: Validation) -> str:

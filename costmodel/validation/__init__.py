@@ -37,18 +37,27 @@ class Validation:
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise InputError(f"repeats is {self.repeats}: it must be at least 1")
-        known = {drawn.policy for drawn in self.drawn}
-        most = len(self.drawn) * self.repeats * (2 if self._rates else 1)
-        if len(self.runs) > most:
+        if len(self.runs) > self.asked * (2 if self._rates else 1):
             policies = words.counted(len(self.drawn), "policy", "policies")
             times = f" to be run {self.repeats} times each" if self.repeats > 1 else ""
             raise InputError(f"there are {policies}{times}, but more measurements ({len(self.runs)})")
         for place, (drawn, found) in enumerate(zip(self.drawn * self.repeats, self.runs, strict=False)):
             if drawn.policy != found.policy:
                 raise InputError(f"measurements[{place}] is not a run of policies[{place % len(self.drawn)}]")
-        for place, found in enumerate(self.runs[len(self.drawn) * self.repeats :], len(self.drawn) * self.repeats):
+        known = {drawn.policy for drawn in self.drawn}
+        for place, found in enumerate(self.runs[self.asked :], self.asked):
             if found.policy not in known:
                 raise InputError(f"measurements[{place}] is not a run of any of the policies")
+
+    @property
+    def asked(self) -> int:
+        """How many runs were asked for, before any is made again."""
+        return len(self.drawn) * self.repeats
+
+    @property
+    def several(self) -> bool:
+        """Whether any policy has run more than once, so that what is reported is of middle runs."""
+        return len(self.runs) > len(self.drawn)
 
     @property
     def planned(self) -> int:
@@ -88,7 +97,7 @@ class Validation:
     def _places(self) -> list[list[int]]:
         """Places of all runs of every policy that has run, in the order of ``drawn``."""
         count, policies = len(self.drawn), [drawn.policy for drawn in self.drawn]
-        regular = range(min(len(self.runs), count * self.repeats))
+        regular = range(min(len(self.runs), self.asked))
         found = [list(regular[place::count]) for place in range(count)]
         for place in range(len(regular), len(self.runs)):
             found[policies.index(self.runs[place].policy)].append(place)

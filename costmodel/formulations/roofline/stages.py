@@ -55,31 +55,21 @@ def stages(
     if case.hardware.engine.stages == "layer":
         merged = _sum(attention, mlp)
         if not case.switches.overlap:
-            return [_stage(case, "pass", _sum(merged, head), _sum(layer_loads, head_loads), 1.0, blocking_load, waited)]
+            return [_stage(case, "pass", _sum(merged, head), _sum(layer_loads, head_loads), blocking_load, waited)]
         last = 1.0 / layers
-
-        def part(whole: Linear | None, share: float) -> Linear | None:
-            return None if whole is None else whole * share
-
-        parts = {"layers": (1.0 - last, layer_loads, 1.0 - last), "last layer": (last, head_loads, 1.0)}
-        found = [
-            _stage(
-                case,
-                name,
-                {resource: work * share for resource, work in merged.items()},
-                loads,
-                loaded,
-                part(blocking_load, share),
-                part(waited, share),
-            )
-            for name, (share, loads, loaded) in parts.items()
-        ]
-        return [*found, _stage(case, "head", head, layer_loads, last, None, None)]
+        found = []
+        for name, share, loads in (
+            ("layers", 1.0 - last, _scaled(layer_loads, 1.0 - last)),
+            ("last layer", last, head_loads),
+        ):
+            blocked, idle_s = (None if whole is None else whole * share for whole in (blocking_load, waited))
+            found.append(_stage(case, name, _scaled(merged, share), loads, blocked, idle_s))
+        return [*found, _stage(case, "head", head, _scaled(layer_loads, last), None, None)]
     loads = _sum(layer_loads, head_loads)
     weight_share = attention_params / (attention_params + mlp_params)
     return [
-        _stage(case, "attention", attention, loads, 1.0 - weight_share, blocking_load, None),
-        _stage(case, "mlp", _sum(mlp, head), loads, weight_share, None, waited),
+        _stage(case, "attention", attention, _scaled(loads, 1.0 - weight_share), blocking_load, None),
+        _stage(case, "mlp", _sum(mlp, head), _scaled(loads, weight_share), None, waited),
     ]
 
 
@@ -88,11 +78,10 @@ def _stage(
     name: str,
     seconds: dict[Resource, Linear],
     loads: Mapping[Resource, Linear],
-    share: float,
     blocking_load: Linear | None,
     waited: Linear | None,
 ) -> Stage:
-    """One stage with its ``share`` of the weight loads.
+    """One stage with its weight loads.
 
     A batch waits for its CPU attention, so the processors take turns on one track; every link has a
     track of its own. Where both memory tiers are host memory, the processor copies between them itself, on its track
@@ -100,7 +89,7 @@ def _stage(
     of it is one track.
     """
     engine, overlap = case.hardware.engine, case.switches.overlap
-    moved = {r: seconds[r] + loads[r] * share if r in loads else seconds[r] for r in RESOURCES}
+    moved = {r: seconds[r] + loads[r] if r in loads else seconds[r] for r in RESOURCES}
     busy = dict(moved)
     if blocking_load is not None:
         busy["cpu_to_gpu"] = busy["cpu_to_gpu"] + blocking_load
@@ -110,7 +99,7 @@ def _stage(
     alone: list[tuple[Resource, ...]] = [(link,) for link in LINKS if link not in copies]
     tracks = []
     for resources in [("gpu_compute", "cpu_compute", *copies), *alone]:
-        load = [loads[r] * share for r in resources if r in loads]
+        load = [loads[r] for r in resources if r in loads]
         work = add(seconds[r] for r in resources)
         waits = waited if "gpu_compute" in resources else None
         if engine.weight_loads == "spread":
@@ -129,6 +118,11 @@ def idle(amounts: Amounts[Any]) -> dict[Resource, Linear]:
 def _sum(one: Mapping[Resource, Linear], other: Mapping[Resource, Linear]) -> dict[Resource, Linear]:
     """Seconds of both, which have the same resources."""
     return {resource: seconds + other[resource] for resource, seconds in one.items()}
+
+
+def _scaled(whole: Mapping[Resource, Linear], share: float) -> dict[Resource, Linear]:
+    """A share of the seconds of every resource."""
+    return {resource: seconds * share for resource, seconds in whole.items()}
 
 
 def _weight_loads(case: Case, amounts: Amounts[Any]) -> tuple[dict[Resource, Linear], dict[Resource, Linear]]:
