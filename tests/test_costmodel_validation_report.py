@@ -175,7 +175,7 @@ def test_bars_go_from_the_least_to_the_most() -> None:
     (bars,) = [one for one in axes.collections if isinstance(one, LineCollection)]
     assert [segment.tolist() for segment in bars.get_segments()] == [[[5, 10], [10, 10]], [[20, 20], [40, 20]]]
     assert axes.get_xlim()[0] < 5 < 40 < axes.get_xlim()[1]
-    assert axes.get_xlabel() == "measured (token/s; bar: runs that count)"
+    assert axes.get_xlabel() == "measured (token/s; bar: its runs)"
     once = draw_throughput(Figure().subplots(), three())
     assert not [one for one in once.collections if isinstance(one, LineCollection)]
     assert once.get_xlabel() == "measured (token/s)"

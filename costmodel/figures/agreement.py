@@ -101,7 +101,7 @@ def draw_agreement(axes: Axes, table: pd.DataFrame, *, counts: bool = False) -> 
         axis.set_major_locator(_few_ticks(high / low))
         axis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value)))
         axis.set_minor_locator(NullLocator())
-    axes.set_xlabel(f"measured ({unit}{'; bar: runs that count' if ran_again else ''})", fontsize=NORMAL)
+    axes.set_xlabel(f"measured ({unit}{'; bar: its runs' if ran_again else ''})", fontsize=NORMAL)
     axes.set_ylabel(f"predicted ({unit})", fontsize=NORMAL)
     axes.tick_params(labelsize=SMALL)
     plain_frame(axes)
