@@ -115,8 +115,8 @@ class BlockRun:
             device=movers.device,
         )
 
-    def run(self, choose: Choose, *, ended: Callable[[], bool] | None = None) -> BlockTimes:
-        """Generate until ``gen_len`` tokens, or until ``ended`` says after a step that no prompt needs more."""
+    def run(self, choose: Choose, *, ended: Callable[[int], bool] | None = None) -> BlockTimes:
+        """Generate until ``gen_len`` tokens, or until ``ended`` says after so many steps that no prompt needs more."""
         timeline = self._movers.timeline
         timeline.enter("prefill")
         began = time.perf_counter()
@@ -143,7 +143,7 @@ class BlockRun:
                     if place.token == 0:
                         prefilled = self._now()
                         timeline.enter("decode")
-                    if ended is not None and ended():
+                    if ended is not None and ended(steps):
                         return self._times(began, prefilled, steps)
         return self._times(began, prefilled, steps)
 

@@ -1,5 +1,6 @@
 """Generation: the prompts of one call, what each is to become, and what has become of it block by block."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,13 +42,18 @@ class Callbacks:
 
 @dataclass(kw_only=True)
 class Generation:
-    """The prompts (token ids) of one call, with the parameters and the random number's key of each."""
+    """The prompts (token ids) of one call, with the parameters and the random number's key of each.
+
+    Every block ends after ``most_steps`` new tokens a prompt, with room for all that the parameters ask for: to try a
+    job in the memory and the shapes that it will have.
+    """
 
     prompts: list[list[int]]
     params: list[SamplingParams]
     keys: list[int]
     texts: Texts
     tell: Callbacks
+    most_steps: int = sys.maxsize
     completions: dict[int, Completion] = field(default_factory=dict, init=False)
     _tokens: int = field(default=0, init=False)
 
@@ -61,6 +67,7 @@ class Generation:
         reader: tokens.Reader,
         texts: Texts,
         tell: Callbacks,
+        most_steps: int = sys.maxsize,
     ) -> "Generation":
         """The arguments of a call, checked; :class:`InputError` names the first that cannot be run, and why."""
         if isinstance(prompts, str):
@@ -79,6 +86,7 @@ class Generation:
             keys=list(range(count)) if keys is None else list(keys),
             texts=texts,
             tell=tell,
+            most_steps=most_steps,
         )
 
     @property
@@ -101,7 +109,7 @@ class Generation:
     @cached_property
     def most_tokens(self) -> int:
         """New tokens of all prompts if none ends by itself."""
-        return sum(one.max_new_tokens for one in self.params)
+        return sum(min(one.max_new_tokens, self.most_steps) for one in self.params)
 
     @property
     def num_generated(self) -> int:
@@ -137,7 +145,7 @@ class Generation:
             directory=directory,
         ) as run:
             resident = loaded.resident(run)
-            times = run.run(choose, ended=lambda: all(group.finished for group in groups))
+            times = run.run(choose, ended=lambda steps: steps >= self.most_steps or all(one.finished for one in groups))
         for batch, group in zip(block.batches, groups, strict=True):
             self.completions.update(zip(batch, group.completions(), strict=True))
         if self.tell.on_block is not None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from runtime.memory_release import trim_heap
+
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -30,6 +32,7 @@ class MemoryWatch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        trim_heap()  # what a conversion freed would be taken again, and not be seen
         _reset_peak()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

@@ -1,11 +1,14 @@
 """A trial: random prompts of one length through an engine, timed when what happens only once has happened."""
 
+import sys
+
 import torch
 
 from costmodel.measurement import Measurement
 from costmodel.policy import Policy
 from costmodel.workload import Workload
 from runtime import progress_bar
+from runtime.generation import Callbacks, Generation
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
 
@@ -15,13 +18,13 @@ compiled for their shapes and memory touched for the first time take 0.1 to 0.2 
 a third slower the first time; of a minute they are nothing."""
 
 _SEED = 1
-_WARM_UP_TOKENS = 2
+_WARM_UP_STEPS = 2
 
 
 def measure(llm: LLM, workload: Workload, *, title: str) -> Measurement:
     """Run the workload's prompts (default: one block) under the engine's policy, with a bar.
 
-    What warms up is run before, up to the second new token, and is not counted.
+    What warms up is run before, up to the second new token in the room for all, and is not counted.
     """
     plan = llm.prepare(workload)
     block = plan.policy.block_size
@@ -30,13 +33,20 @@ def measure(llm: LLM, workload: Workload, *, title: str) -> Measurement:
     prompts = torch.randint(llm.vocab_size, (count, workload.prompt_len), generator=generator).tolist()
     first = prompts[: warm_up_prompts(plan.policy, plan.predicted.latency_s)]
     if first:
-        with progress_bar.tokens("warming up") as report:
-            llm.generate(first, _sampling(min(workload.gen_len, _WARM_UP_TOKENS)), on_progress=report)
+        _run(llm, first, workload.gen_len, title="warming up", most_steps=_WARM_UP_STEPS)
         llm.movers.timeline.clear()
-    with progress_bar.tokens(title) as report:
-        llm.generate(prompts, _sampling(workload.gen_len), on_progress=report)
+    _run(llm, prompts, workload.gen_len, title=title)
     assert llm.measurement is not None
     return llm.measurement
+
+
+def _run(llm: LLM, prompts: list[list[int]], gen_len: int, *, title: str, most_steps: int = sys.maxsize) -> None:
+    params = SamplingParams(max_new_tokens=gen_len, ignore_eos=True)
+    with progress_bar.tokens(title) as report:
+        tell = Callbacks(on_progress=report)
+        llm.complete(
+            Generation.of(prompts, params, None, reader=llm, texts=llm.texts, tell=tell, most_steps=most_steps)
+        )
 
 
 def warm_up_prompts(policy: Policy, block_s: float) -> int:
@@ -45,6 +55,3 @@ def warm_up_prompts(policy: Policy, block_s: float) -> int:
         return policy.block_size
     return policy.gpu_batch_size if block_s < LONG_S else 0
 
-
-def _sampling(tokens: int) -> SamplingParams:
-    return SamplingParams(max_new_tokens=tokens, ignore_eos=True)

@@ -16,6 +16,7 @@ from costmodel.policy import Policy, Split
 from costmodel.units import GiB
 from costmodel.workload import Workload
 from runtime import LLM, SamplingParams, environment
+from runtime.generation import Callbacks, Generation
 from tests.checkpoints import randomised
 
 VOCABULARY = 203
@@ -111,6 +112,20 @@ def test_the_run_stops_when_all_sequences_have_ended(folder: Path, tmp_path: Pat
         assert llm.measurement.measured.decode_s < llm.measurement.measured.prefill_s
         kept = llm.generate(prompts_of([4]), SamplingParams(max_new_tokens=5, ignore_eos=True))
     assert kept[0].token_ids == (0,) * 5
+
+
+def test_a_job_may_be_tried_for_a_few_steps_in_the_room_for_all(folder: Path, tmp_path: Path) -> None:
+    prompts, told = prompts_of([5, 3, 9, 7, 2, 4, 8]), []
+    params = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    with engine(folder, tmp_path) as llm:
+        whole = llm.generate(prompts, params)
+        placed = llm.measurement.resident_bytes
+        tell = Callbacks(on_progress=lambda done, most: told.append((done, most)))
+        job = Generation.of(prompts, params, None, reader=llm, texts=llm.texts, tell=tell, most_steps=2)
+        few = llm.complete(job)
+        assert llm.measurement.resident_bytes == placed
+    assert [one.token_ids for one in few] == [one.token_ids[:2] for one in whole]
+    assert told[-1] == (14, 14)
 
 
 def test_generate_of_tensors_is_that_of_transformers(folder: Path, tmp_path: Path) -> None:

@@ -17,13 +17,10 @@ HEAP_HOLES = 0.25
 """What such an engine's heap holds in prefill beyond what is in use, by that: freed memory that nothing asked for again
 fits. Blocks after the first of OPT-125M and 350M took 3 to 9 MiB more than the 12 to 18 that they worked in."""
 
-KERNELS_BYTES = 18 * 2**20
-"""Compiled kernels that such an engine keeps, 0.5 to 0.6 MiB for every shape of a 16-bit product: of layers that are
-cut between tiers, of full and of short batches, of attention to each part of the cache, and of the head. A process
-that ran one policy of OPT-125M or 350M kept 8 to 25 MiB."""
-
-KERNELS_4BIT_BYTES = 10 * 2**20
-"""The same where weights are in 4 bits, 2 to 17 MiB: of attention, of the head, and of weights expanded by pieces."""
+KERNELS_BYTES = 8 * 2**20
+"""Compiled kernels that such an engine keeps, 0.3 MiB for every shape of a 16-bit product: of layers that are cut between
+tiers, of full and of short batches, of attention to each part of the cache, and of the head. A process that ran one
+policy of OPT-125M or 350M kept 10 to 31."""
 
 
 def largest_load_bytes(case: Case) -> float:
@@ -110,6 +107,4 @@ def dequantized_bytes(case: Case, tokens: int) -> float:
 
 def kernels_bytes(case: Case) -> float:
     """Bytes of the kernels that an engine on the processor compiles while it runs; a GPU's come with its libraries."""
-    if case.hardware.engine.expanded != "pieces":
-        return 0.0
-    return float(KERNELS_4BIT_BYTES if case.switches.compress_weights else KERNELS_BYTES)
+    return float(KERNELS_BYTES) if case.hardware.engine.expanded == "pieces" else 0.0
