@@ -13,9 +13,10 @@ leave an environment as it is, ``pip install --no-deps --target DIR accelerate==
 **What makes it fair.** Every run is a process in a fresh cgroup whose limit counts page cache; the weight files are
 evicted before each, so that what a run caches is charged to it, and torch's libraries are read outside, so that neither
 side pays for them. Seconds are those of generation, after loading and a warm-up. Prompts are random tokens of equal
-length, and nothing ends early. Accelerate's batch doubles until it is killed for memory or slows twice in a row; then
-sizes between the last good one and the killed one are tried. Ours runs the policy that the search finds on the measured
-profile, without compression, in the limit less what the process itself needs (``--overhead``).
+length, and nothing ends early. On either side a run during which the cores of a virtual machine shared no cache is
+set aside and made again, twice at most. Accelerate's batch doubles until it is killed for memory or slows twice in a
+row; then sizes between the last good one and the killed one are tried. Ours runs the policy that the search finds on
+the measured profile, without compression, in the limit less what the process itself needs (``--overhead``).
 """
 
 import argparse

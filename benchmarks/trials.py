@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from costmodel import records, units
+from costmodel.shared_cache import best_rate, ran_apart
 
 SHARE_TARGET = 0.85
 """The least share of the promised throughput that ours must reach."""
@@ -43,10 +44,25 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that ended well: its token/s, the shared writes (B/s) seen beside it, and what the child said."""
+
+    tok_per_s: float
+    looks: Sequence[float]
+    details: dict[str, Any]
+
+
+def that_count(runs: Sequence[Run], looks: Sequence[float]) -> list[Run]:
+    """The runs during which the cores shared a cache, by the best of all ``looks`` so far."""
+    return [run for run in runs if not ran_apart(run.looks, best_rate(looks))] if looks else list(runs)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One batch size on one side: the rates of its runs, and how the last one ended.
 
-    ``details`` is what the child said of its last run; ``peak_bytes`` is the cgroup's, page cache included.
+    ``set_aside`` are those of runs during which the cores shared no cache, unless no other ended well. ``details`` is
+    what the child said of its last run that counts; ``peak_bytes`` is the cgroup's, page cache included.
     """
 
     batch: int
@@ -56,6 +72,7 @@ class Trial:
     peak_bytes: int | None
     attention: str | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    set_aside: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -71,7 +88,9 @@ class Trial:
         if not self.ran:
             return self.ended
         spread = (max(self.tok_per_s) - min(self.tok_per_s)) / self.median
-        return f"{self.median:.2f} token/s" + (f" ±{spread / 2:.0%}" if len(self.tok_per_s) > 1 else "")
+        rate = f"{self.median:.2f} token/s" + (f" ±{spread / 2:.0%}" if len(self.tok_per_s) > 1 else "")
+        aside = ", ".join(f"{one:.2f}" for one in self.set_aside)
+        return rate + (f" (set aside, the cores shared no cache: {aside})" if aside else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,7 @@ an operand whose batches do not touch: over 512 tokens, a cache with room for 51
 EPYC, torch 2.13, one thread, least of 8, other programs running: trust the ratios). fp32 copies nothing."""
 
 TOKENS_STEP = 16
-"""Decode reads its cache in multiples of this many tokens: oneDNN compiles and keeps half a MiB of code for every shape
-of a 16-bit product that it has seen, and a cache that grows by one token a step has as many shapes as steps."""
+"""The least step of :func:`tokens_read`."""
 
 QUERY_BLOCK, SCORES_AT_ONCE = 128, 2**21
 """Queries of a prompt, and scores of as many heads or prompts, that are computed at a time in bf16 on a CPU: they
@@ -106,7 +105,7 @@ def decode(
     if not 1 <= tokens <= room or (mask is not None and mask.shape[1] != tokens):
         masked = "" if mask is None else f", and the mask has {mask.shape[1]}"
         raise InputError(f"tokens is {tokens}: the cache has room for {room}{masked}")
-    span = room if _read_whole(k_cache, tokens) else min(room, -(-tokens // TOKENS_STEP) * TOKENS_STEP)
+    span = room if _read_whole(k_cache, tokens) else min(room, tokens_read(tokens))
     products = batch * k_cache.shape[1]
     keys, values = (cache[:, :, :span].reshape(products, span, head_dim) for cache in (k_cache, v_cache))
     query = (q * scale).reshape(products, heads // k_cache.shape[1], head_dim)
@@ -155,6 +154,17 @@ def decode_in_parts(
     for share, (_, values) in zip(shares[1:], flat[1:], strict=True):
         out = torch.baddbmm(out, share, values)
     return out.view(batch, heads, 1, head_dim)
+
+
+def tokens_read(tokens: int) -> int:
+    """How many tokens decode reads of a cache that holds so many: some more, so that caches of few lengths are read.
+
+    oneDNN compiles a kernel for every shape of a 16-bit product that it has seen, and keeps 0.3 MiB of each; a cache
+    that grows by one token a step would have as many shapes as steps. Multiples of 16, of 32 beyond 128 tokens, of 64
+    beyond 256 and so on: four lengths until a cache has doubled, and on average a twelfth more to read.
+    """
+    step = max(TOKENS_STEP, 1 << max(0, (tokens - 1).bit_length() - 3))
+    return -(-tokens // step) * step
 
 
 def causal_mask(tokens: int, key_padding_mask: Tensor | None = None, *, device: torch.device | str = "cpu") -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 from runtime import attention
 from runtime.cache_format import Values, copy, narrow, read, select, tokens_of
 from runtime.quantization import Quantized
-from runtime.tiers import round_up
 
 COPIED_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 """Of a carried or 4-bit cache, what attention copies at a time: records made contiguous, values in 16 bits."""
@@ -39,14 +38,14 @@ def attend_pieces(
 ) -> Tensor:
     """Attention over the tokens of all pieces, in few enough rows at a time that what is copied stays small.
 
-    ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head, tokens). What is copied is read in steps of tokens,
-    see :data:`runtime.attention.TOKENS_STEP`.
+    ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head, tokens). What is copied is read as if it were as
+    long as :func:`runtime.attention.tokens_read` says.
     """
     head_dim = q.shape[-1]
     oldest = pieces[0][0]
     in_place, copied = (oldest, pieces[1:]) if isinstance(oldest, Tensor) else (None, pieces)
     tokens = sum(_tokens_of(piece) for piece in copied)
-    room = round_up(tokens, attention.TOKENS_STEP)
+    room = attention.tokens_read(tokens)
     at_once = max(1, COPIED_BYTES[q.device.type] // max(1, 2 * room * head_dim * q.dtype.itemsize))
     copies = q.new_empty((2, min(at_once, len(q)), room, head_dim))
     copies[:, :, tokens:] = 0

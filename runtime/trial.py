@@ -54,4 +54,3 @@ def warm_up_prompts(policy: Policy, block_s: float) -> int:
     if block_s < SHORT_S:
         return policy.block_size
     return policy.gpu_batch_size if block_s < LONG_S else 0
-

@@ -1,12 +1,13 @@
 """The search for a best batch size stops where it should, and a case is judged by its medians."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from benchmarks.trials import Case, Outcome, Promise, Trial, best_batch, table
+from benchmarks.trials import Case, Outcome, Promise, Run, Trial, best_batch, table, that_count
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
@@ -14,6 +15,18 @@ RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 def trial(batch: int, *rates: float, ended: str = "exit code 0", killed: bool = False) -> Trial:
     ended = "killed: out of memory" if killed else ended
     return Trial(batch=batch, tok_per_s=rates, ended=ended, oom_killed=killed, peak_bytes=None)
+
+
+def test_runs_whose_cores_were_apart_do_not_count() -> None:
+    near, apart, moved = (
+        Run(tok_per_s=rate, looks=looks, details={})
+        for rate, looks in ((9.0, [20e9] * 9 + [2e9]), (6.0, [2e9] * 10), (8.0, [20e9] * 7 + [2e9] * 3))
+    )
+    looks = [look for run in (near, apart, moved) for look in run.looks]
+    assert that_count([near, apart, moved], looks) == [near]
+    assert that_count([apart], apart.looks) == [apart], "a machine that is always so"
+    assert that_count([near, apart], []) == [near, apart], "one core"
+    assert "cores shared no cache: 6.00, 8.00)" in str(dataclasses.replace(trial(1, 9.0), set_aside=(6.0, 8.0)))
 
 
 def tried(rates: dict[int, float], first: tuple[int, ...], refine: int = 0) -> list[int]:

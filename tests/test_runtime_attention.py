@@ -166,6 +166,15 @@ def test_the_room_is_read_only_where_that_saves_a_copy(dtype, room, whole):
     assert not attention._read_whole(cache[:, :, :11], 10)
 
 
+def test_a_growing_cache_is_read_in_few_lengths():
+    assert [attention.tokens_read(tokens) for tokens in (1, 16, 17, 128, 129, 256, 257, 1000)] == [
+        *(16, 16, 32, 128, 160, 256, 320, 1024)
+    ]
+    for tokens in range(64, 5000):
+        assert tokens <= attention.tokens_read(tokens) < 1.25 * tokens
+    assert len({attention.tokens_read(tokens) for tokens in range(513, 1025)}) == 4
+
+
 def test_bf16_prefill_agrees_with_fp32():
     q, k, v = (random(2, 4, 40, 64, seed=n, dtype=torch.bfloat16) for n in range(3))
     mask = left_padded([40, 11], 40)

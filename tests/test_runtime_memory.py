@@ -88,7 +88,7 @@ def test_the_peak_is_the_predicted_one(flags: tuple[str, ...], tmp_path: Path) -
 
 
 def test_every_token_needs_no_new_kernels(tmp_path: Path) -> None:
-    """Products over a cache that grows by a token a step: one more compiled shape each would take 0.5 MiB to keep.
+    """Products over a cache that grows by a token a step: one more compiled shape each would take 0.3 MiB to keep.
 
     All three tiers attend, 4-bit rooms and carried records, for 47 steps.
     """
@@ -140,7 +140,7 @@ def test_small_runs_take_what_was_planned(tmp_path: Path) -> None:
 
 
 def test_a_shape_of_products_takes_little() -> None:
-    """Of 40 shapes, one of the two caches that would keep something of each: 0.3 MiB a shape, of 0.6 without the limit."""
+    """One of two caches would keep something of every shape for nothing: 0.3 MiB of 0.6."""
     program = """
 import sys
 import torch
@@ -166,6 +166,7 @@ multiply(range(11, 51))
 print((held() - before) / 40)
 """
     environment = {name: text for name, text in os.environ.items() if name not in KEPT}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 0.4 * MiB
