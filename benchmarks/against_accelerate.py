@@ -38,7 +38,7 @@ from costmodel.hardware import Hardware
 from profiler.offload import offload_directory
 from runtime import environment
 
-SCHEMA = "tierwise.against-accelerate/1"
+SCHEMA = "tierwise.against-accelerate/2"
 
 GiB = 2**30
 OPT_SMALL: dict[str, Any] = {"model": "opt-1.3b", "limit_bytes": 3 * GiB}

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.memory_cgroup import LimitedRun, run_limited
 from benchmarks.page_cache import evict
-from benchmarks.trials import Case, Promise, Run, Trial, that_count
+from benchmarks.trials import Case, Promise, Run, Trial
 from costmodel import units
 from costmodel.errors import TierwiseError
 from runtime.shared_cache import Watch
@@ -28,6 +28,10 @@ SPARE_RUNS = 2
 
 FAILED_LINES = 3
 """The last lines of a failed child's standard error that are shown."""
+
+
+Said = tuple[float, float]
+"""Token/s, and the seconds of generation, after which a child ends at once."""
 
 
 class Bench:
@@ -58,7 +62,7 @@ class Bench:
                 self.checked_output([*command, "--prepare"])
             command += [f"--batch={batch}", f"--prompt-len={case.prompt_len}", f"--gen-len={case.gen_len}"]
             command += [f"--attention={attention}"]
-            trial = self._trial(command, case, weights, batch, lambda said: float(said["tok_per_s"]))
+            trial = self._trial(command, case, weights, batch, _of_accelerate)
             self.trials[key] = dataclasses.replace(trial, attention=attention)
         return self.trials[key]
 
@@ -87,7 +91,7 @@ class Bench:
         command += [*self._work(case), "--policy", str(self._policy(case)), "--hardware", str(self._profile())]
         command += ["--offload-dir", str(weights), "--json", "-"]
         batch = promise.policy["gpu_batch_size"] * promise.policy["num_gpu_batches"]
-        return self._trial(command, case, weights, batch, _throughput)
+        return self._trial(command, case, weights, batch, _of_ours)
 
     def _policy(self, case: Case) -> Path:
         """Where the search leaves its policy for the runtime."""
@@ -100,36 +104,40 @@ class Bench:
         return [*memory, "--prompt-len", str(case.prompt_len), "--gen-len", str(case.gen_len)]
 
     def _trial(
-        self, command: list[str], case: Case, weights: Path, batch: int, rate: Callable[[dict[str, Any]], float]
+        self, command: list[str], case: Case, weights: Path, batch: int, said_of: Callable[[dict[str, Any]], Said]
     ) -> Trial:
         """Run a command cold and within the limit until ``repeats`` runs count, or one fails, or too many did not."""
         runs: list[Run] = []
-        counted: list[Run] = []
-        while len(counted) < self.repeats and len(runs) < self.repeats + SPARE_RUNS:
+        apart: list[Run] = []
+        details: dict[str, Any] = {}
+        while len(runs) < self.repeats and len(runs) + len(apart) < self.repeats + SPARE_RUNS:
             stayed = evict(weights)
             if stayed > STAYED_BYTES:
                 raise TierwiseError(
                     f"{weights}: {units.format_bytes(stayed)} stay in the page cache: another process uses these files"
                 )
-            began = time.monotonic()
             with Watch() as watch:
-                run = run_limited(command, case.limit_bytes, timeout_s=self.timeout_s, env=self.environment, cwd=ROOT)
-                looks = watch.between(began, time.monotonic())
-            if run.returncode != 0 or run.oom_killed:
+                ended = run_limited(command, case.limit_bytes, timeout_s=self.timeout_s, env=self.environment, cwd=ROOT)
+                now = time.monotonic()
+            if ended.returncode != 0 or ended.oom_killed:
                 break
-            said = _last_json(run)
-            self.looks += looks
-            runs.append(Run(tok_per_s=rate(said), looks=looks, details=said))
-            counted = that_count(runs, self.looks)
-        counts = counted or runs
+            document = _last_json(ended)
+            rate, seconds = said_of(document)
+            run = Run(tok_per_s=rate, looks=tuple(map(round, watch.between(now - seconds, now))))
+            self.looks += run.looks
+            is_apart = run.is_apart(self.looks)
+            (apart if is_apart else runs).append(run)
+            if not is_apart or not runs:
+                details = document
         return Trial(
             batch=batch,
-            tok_per_s=tuple(one.tok_per_s for one in counts),
-            ended=_ended(run),
-            oom_killed=run.oom_killed,
-            peak_bytes=run.peak_bytes,
-            details=counts[-1].details if counts else {},
-            set_aside=tuple(one.tok_per_s for one in runs if one not in counts),
+            runs=tuple(runs or apart),
+            ended=_ended(ended),
+            oom_killed=ended.oom_killed,
+            peak_bytes=ended.peak_bytes,
+            details=details,
+            set_aside=tuple(apart if runs else ()),
+            only_apart=bool(apart) and not runs,
         )
 
     def _profile(self) -> Path:
@@ -149,9 +157,13 @@ class Bench:
         return done.stdout
 
 
-def _throughput(said: dict[str, Any]) -> float:
-    """Token/s of a Measurement."""
-    return float(said["measured"]["throughput_tok_per_s"])
+def _of_accelerate(said: dict[str, Any]) -> Said:
+    return float(said["tok_per_s"]), float(said["seconds"])
+
+
+def _of_ours(said: dict[str, Any]) -> Said:
+    """Of a Measurement."""
+    return float(said["measured"]["throughput_tok_per_s"]), float(said["measured"]["job_s"])
 
 
 def _last_json(run: LimitedRun) -> dict[str, Any]:

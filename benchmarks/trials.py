@@ -45,34 +45,38 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run that ended well: its token/s, the shared writes (B/s) seen beside it, and what the child said."""
+    """A run that ended well: its token/s, and the shared writes seen beside it (B/s, ``costmodel.shared_cache``)."""
 
     tok_per_s: float
-    looks: Sequence[float]
-    details: dict[str, Any]
+    looks: tuple[float, ...]
 
-
-def that_count(runs: Sequence[Run], looks: Sequence[float]) -> list[Run]:
-    """The runs during which the cores shared a cache, by the best of all ``looks`` so far."""
-    return [run for run in runs if not ran_apart(run.looks, best_rate(looks))] if looks else list(runs)
+    def is_apart(self, looks: Sequence[float]) -> bool:
+        """Whether the cores shared no cache meanwhile, by the best of all ``looks`` so far."""
+        return bool(looks) and ran_apart(self.looks, best_rate(looks))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One batch size on one side: the rates of its runs, and how the last one ended.
+    """One batch size on one side: its runs, and how the last one ended.
 
-    ``set_aside`` are those of runs during which the cores shared no cache, unless no other ended well. ``details`` is
-    what the child said of its last run that counts; ``peak_bytes`` is the cgroup's, page cache included.
+    ``set_aside`` are runs during which the cores shared no cache; where all were so (``only_apart``) all of them count.
+    ``details`` is what the child said of its last run that counts; ``peak_bytes`` is the cgroup's, page cache included.
     """
 
     batch: int
-    tok_per_s: tuple[float, ...]
+    runs: tuple[Run, ...]
     ended: str
     oom_killed: bool
     peak_bytes: int | None
     attention: str | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
-    set_aside: tuple[float, ...] = ()
+    set_aside: tuple[Run, ...] = ()
+    only_apart: bool = False
+
+    @property
+    def tok_per_s(self) -> tuple[float, ...]:
+        """The rates of the runs that count."""
+        return tuple(run.tok_per_s for run in self.runs)
 
     @property
     def median(self) -> float:
@@ -89,8 +93,10 @@ class Trial:
             return self.ended
         spread = (max(self.tok_per_s) - min(self.tok_per_s)) / self.median
         rate = f"{self.median:.2f} token/s" + (f" ±{spread / 2:.0%}" if len(self.tok_per_s) > 1 else "")
-        aside = ", ".join(f"{one:.2f}" for one in self.set_aside)
-        return rate + (f" (set aside, the cores shared no cache: {aside})" if aside else "")
+        aside = ", ".join(f"{one.tok_per_s:.2f}" for one in self.set_aside)
+        if self.only_apart:
+            return f"{rate} (the cores shared no cache, each time)"
+        return f"{rate} (set aside, the cores shared no cache: {aside})" if aside else rate
 
 
 @dataclass(frozen=True, kw_only=True)

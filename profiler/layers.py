@@ -190,6 +190,7 @@ class CarriedAttention:
         head_dim, vector_bytes = self.effort.head_dim, self.effort.head_dim * self.dtype.itemsize
         rows = max(1, self.effort.working_set_bytes // (4 * CARRIED_TOKENS * vector_bytes))
         q = heads_of(rows, 1, 1, head_dim, self.dtype, self.device)
+        options = {"most_tokens": 2 * CARRIED_TOKENS, "scale": head_dim**-0.5, "mask": None, "bias": None}
         for singles in (1, CARRIED_TOKENS):
             prompt = random_weights(2 * rows * (2 * CARRIED_TOKENS - singles), head_dim, self.dtype, self.device)
             single = random_weights(2 * rows * singles, head_dim, self.dtype, self.device)
@@ -199,7 +200,7 @@ class CarriedAttention:
                 at={"device": self.device.type, "dtype": dtype_name(self.dtype), "rows": rows, "singles": singles},
                 unit="bytes/s",
                 work=4.0 * CARRIED_TOKENS * rows * vector_bytes,
-                body=call(cache_attention.attend_pieces, pieces, q, scale=head_dim**-0.5, mask=None, bias=None),
+                body=call(cache_attention.attend_pieces, pieces, q, **options),
             )
 
 

@@ -18,7 +18,7 @@ from profiler.overlap import Overlap
 from profiler.pairs import pairs
 from profiler.steadiness import Steadiness
 from profiler.timing import Probe, Results, Timer, run_rounds
-from runtime import environment, tiers
+from runtime import compiled_kernels, environment, tiers
 from runtime.shared_cache import SharedWrite
 
 PATIENCE_SHARE = 0.5
@@ -57,6 +57,7 @@ class Profile:
 
 def profile(request: Request, *, progress: Callable[[str], None], timer: Timer | None = None) -> Profile:
     """Measure this machine."""
+    compiled_kernels.limit()  # as in a run
     device = tiers.select_device(request.device)
     steadiness = Steadiness(SharedWrite().rate, patience_s=PATIENCE_SHARE * request.effort.budget_s)
     if timer is None:

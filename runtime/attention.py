@@ -20,7 +20,7 @@ an operand whose batches do not touch: over 512 tokens, a cache with room for 51
 EPYC, torch 2.13, one thread, least of 8, other programs running: trust the ratios). fp32 copies nothing."""
 
 TOKENS_STEP = 16
-"""The least step of :func:`tokens_read`."""
+"""The step of :func:`tokens_read` for short caches, and where nothing is compiled."""
 
 QUERY_BLOCK, SCORES_AT_ONCE = 128, 2**21
 """Queries of a prompt, and scores of as many heads or prompts, that are computed at a time in bf16 on a CPU: they
@@ -105,7 +105,7 @@ def decode(
     if not 1 <= tokens <= room or (mask is not None and mask.shape[1] != tokens):
         masked = "" if mask is None else f", and the mask has {mask.shape[1]}"
         raise InputError(f"tokens is {tokens}: the cache has room for {room}{masked}")
-    span = room if _read_whole(k_cache, tokens) else min(room, tokens_read(tokens))
+    span = room if _read_whole(k_cache, tokens) else tokens_read(tokens, room, k_cache)
     products = batch * k_cache.shape[1]
     keys, values = (cache[:, :, :span].reshape(products, span, head_dim) for cache in (k_cache, v_cache))
     query = (q * scale).reshape(products, heads // k_cache.shape[1], head_dim)
@@ -156,15 +156,16 @@ def decode_in_parts(
     return out.view(batch, heads, 1, head_dim)
 
 
-def tokens_read(tokens: int) -> int:
-    """How many tokens decode reads of a cache that holds so many: some more, so that caches of few lengths are read.
+def tokens_read(tokens: int, most: int, cache: Tensor) -> int:
+    """How many tokens decode reads of a cache that holds so many, and ``most`` in the end: some of its room as well.
 
-    oneDNN compiles a kernel for every shape of a 16-bit product that it has seen, and keeps 0.3 MiB of each; a cache
-    that grows by one token a step would have as many shapes as steps. Multiples of 16, of 32 beyond 128 tokens, of 64
-    beyond 256 and so on: four lengths until a cache has doubled, and on average a twelfth more to read.
+    For every shape of a 16-bit product on a CPU oneDNN compiles a kernel and keeps 0.3 MiB; a cache that grows by one
+    token a step would have as many shapes as steps. So it is read in multiples of 16, of 32 beyond 128 tokens, of 64
+    beyond 256 and so on: in four lengths until it has doubled, a twelfth more than there is on average.
     """
-    step = max(TOKENS_STEP, 1 << max(0, (tokens - 1).bit_length() - 3))
-    return -(-tokens // step) * step
+    coarser = 1 << max(0, (tokens - 1).bit_length() - 3)
+    step = max(TOKENS_STEP, coarser) if _is_onednns(cache) else TOKENS_STEP
+    return min(most, -(-tokens // step) * step)
 
 
 def causal_mask(tokens: int, key_padding_mask: Tensor | None = None, *, device: torch.device | str = "cpu") -> Tensor:
@@ -258,8 +259,12 @@ def _distance(start: int, stop: int, first: int) -> Tensor:
 
 def _read_whole(cache: Tensor, tokens: int) -> bool:
     """Whether reading the unused room too is cheaper than the copy that ``bmm`` makes without it."""
-    copies = cache.device.type == "cpu" and cache.dtype in (torch.bfloat16, torch.float16)
-    return copies and cache.is_contiguous() and cache.shape[2] <= WHOLE_CACHE_RATIO * tokens
+    return _is_onednns(cache) and cache.is_contiguous() and cache.shape[2] <= WHOLE_CACHE_RATIO * tokens
+
+
+def _is_onednns(cache: Tensor) -> bool:
+    """Whether products with it are oneDNN's: those in 16 bits on a CPU."""
+    return cache.device.type == "cpu" and cache.dtype in (torch.bfloat16, torch.float16)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -28,24 +28,31 @@ def append_and_attend(room: Values, q: Tensor, newest: Values, *, tokens: int, *
     """
     copy(newest, select(room, 2, tokens - 1))
     if isinstance(room, Quantized):
-        return attend_pieces([(tokens_of(room, 0, tokens), 0, 1)], q, **options)
+        return attend_pieces([(tokens_of(room, 0, tokens), 0, 1)], q, most_tokens=room.shape[2], **options)
     keys, values = room.unbind(0)
     return attention.decode(q, keys.unsqueeze(1), values.unsqueeze(1), tokens=tokens, **options)
 
 
 def attend_pieces(
-    pieces: Sequence[Piece], q: Tensor, *, scale: float, mask: Tensor | None, bias: Tensor | None
+    pieces: Sequence[Piece],
+    q: Tensor,
+    *,
+    most_tokens: int,
+    scale: float,
+    mask: Tensor | None,
+    bias: Tensor | None,
 ) -> Tensor:
     """Attention over the tokens of all pieces, in few enough rows at a time that what is copied stays small.
 
-    ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head, tokens). What is copied is read as if it were as
-    long as :func:`runtime.attention.tokens_read` says.
+    ``most_tokens`` are those of a finished sequence; ``mask`` (rows, tokens) and ``bias`` (rows, heads of a kv head,
+    tokens). What is copied is read as if it were as long as :func:`runtime.attention.tokens_read` says.
     """
     head_dim = q.shape[-1]
     oldest = pieces[0][0]
     in_place, copied = (oldest, pieces[1:]) if isinstance(oldest, Tensor) else (None, pieces)
     tokens = sum(_tokens_of(piece) for piece in copied)
-    room = attention.tokens_read(tokens)
+    most = most_tokens - (0 if in_place is None else _tokens_of(pieces[0]))
+    room = attention.tokens_read(tokens, most, q)
     at_once = max(1, COPIED_BYTES[q.device.type] // max(1, 2 * room * head_dim * q.dtype.itemsize))
     copies = q.new_empty((2, min(at_once, len(q)), room, head_dim))
     copies[:, :, tokens:] = 0

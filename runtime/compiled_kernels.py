@@ -3,10 +3,10 @@
 import os
 
 KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "1"}
-"""Shapes that oneDNN keeps kernels of: those of a pass over 16K tokens of prompt, whose blocks of queries see ever more
-keys; and that torch keeps descriptions of above it, of which 0 crashes (torch 2.13). Both keep 1024 by default, half a
-GiB that no budget knows of. Descriptions take 0.26 MiB of the 0.59 that a shape takes and save 3 µs of a product of 25;
-without a kernel it takes 210 (``bmm`` of 1 to 40 vectors, AMD EPYC, torch 2.13, least of 20)."""
+"""oneDNN: shapes whose kernels are kept, those of a pass over 16K tokens of prompt, whose blocks of queries see ever
+more keys. torch: descriptions kept above them, 1 since 0 crashes torch 2.13. Both keep 1024 by default, half a GiB that
+no budget knows of. A description takes 0.26 of the 0.59 MiB that a shape takes, and saves 3 of 25 µs; a product whose
+kernel must be compiled takes 210 µs (``bmm`` of 1 to 40 vectors, AMD EPYC, torch 2.13, least of 20)."""
 
 
 def limit() -> None:

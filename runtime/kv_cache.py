@@ -106,7 +106,8 @@ class KvCache:
             }
             if isinstance(part.kept, Carried):
                 pieces = self._pieces(part.kept, turn, one_newest, new_tokens)
-                attended = cache_attention.attend_pieces(pieces, one_q, scale=scale, **masks)
+                most = self.shape.room(place[1])
+                attended = cache_attention.attend_pieces(pieces, one_q, most_tokens=most, scale=scale, **masks)
             else:
                 attended = cache_attention.append_and_attend(
                     part.kept, one_q, one_newest, tokens=tokens, scale=scale, **masks

@@ -1,7 +1,7 @@
 """A call in a process of its own: what it measures is not what earlier ones left, and what it breaks is broken there.
 
 Compiled kernels, scratch memory and the holes of the heap stay with a process. What is called second finds them there,
-and takes up to 80 MiB less than it would alone.
+and takes less memory than it would alone.
 """
 
 import contextlib

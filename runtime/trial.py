@@ -24,7 +24,7 @@ _WARM_UP_STEPS = 2
 def measure(llm: LLM, workload: Workload, *, title: str) -> Measurement:
     """Run the workload's prompts (default: one block) under the engine's policy, with a bar.
 
-    What warms up is run before, up to the second new token in the room for all, and is not counted.
+    What warms up is run before, two steps with room for every token, and is not counted.
     """
     plan = llm.prepare(workload)
     block = plan.policy.block_size

@@ -1,32 +1,95 @@
 """The search for a best batch size stops where it should, and a case is judged by its medians."""
 
-import dataclasses
+import argparse
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.trials import Case, Outcome, Promise, Run, Trial, best_batch, table, that_count
+from benchmarks import both_sides
+from benchmarks.memory_cgroup import LimitedRun
+from benchmarks.trials import Case, Outcome, Promise, Run, Trial, best_batch, table
+from runtime.shared_cache import Watch
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
 def trial(batch: int, *rates: float, ended: str = "exit code 0", killed: bool = False) -> Trial:
     ended = "killed: out of memory" if killed else ended
-    return Trial(batch=batch, tok_per_s=rates, ended=ended, oom_killed=killed, peak_bytes=None)
+    runs = tuple(Run(tok_per_s=rate, looks=()) for rate in rates)
+    return Trial(batch=batch, runs=runs, ended=ended, oom_killed=killed, peak_bytes=None)
 
 
-def test_runs_whose_cores_were_apart_do_not_count() -> None:
-    near, apart, moved = (
-        Run(tok_per_s=rate, looks=looks, details={})
-        for rate, looks in ((9.0, [20e9] * 9 + [2e9]), (6.0, [2e9] * 10), (8.0, [20e9] * 7 + [2e9] * 3))
+NEAR, APART = [20e9] * 9 + [2e9], [20e9] * 7 + [2e9] * 3
+
+
+@pytest.mark.parametrize(
+    ("seen", "repeats", "counting", "aside", "only_apart"),
+    [
+        ([(9, NEAR)], 1, [9], [], False),
+        ([(9, NEAR), (6, APART), (8, NEAR)], 2, [9, 8], [6], False),
+        ([(9, NEAR), (6, APART), (7, APART), (5, APART)], 2, [9], [6, 7, 5], False),
+        ([(6, APART), (7, APART), (5, APART)], 1, [6, 7, 5], [], True),
+        ([(6, [2e9] * 9)], 1, [6], [], False),
+        ([(6, [])], 1, [6], [], False),
+        ([(6, APART), None], 1, [6], [], True),
+        ([None], 1, [], [], False),
+    ],
+    ids=["good", "one more", "no more than two more", "all apart", "always so", "one core", "one more fails", "fails"],
+)
+def test_runs_whose_cores_were_apart_are_made_again(
+    seen: list[tuple[float, list[float]] | None],
+    repeats: int,
+    counting: list[float],
+    aside: list[float],
+    only_apart: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Children stand in for engines; the watch saw beside them what it is told."""
+    left = iter(seen)
+    looks: list[float] = []
+
+    def run_limited(*_: Any, **__: Any) -> LimitedRun:
+        run = next(left)
+        looks[:] = run[1] if run else []
+        said = json.dumps({"tok_per_s": run[0], "seconds": 1.0}) if run else ""
+        return LimitedRun(
+            returncode=0 if run else 1,
+            stdout=said,
+            stderr="",
+            wall_s=1.0,
+            limit_bytes=1,
+            peak_bytes=1,
+            oom_killed=False,
+            timed_out=False,
+        )
+
+    monkeypatch.setattr(both_sides, "run_limited", run_limited)
+    monkeypatch.setattr(Watch, "between", lambda self, start, stop: looks)
+    bench = both_sides.Bench(
+        argparse.Namespace(
+            folder=tmp_path,
+            repeats=repeats,
+            timeout=1.0,
+            overhead="1MiB",
+            max_latency="1s",
+            hardware=None,
+            accelerate=None,
+        )
     )
-    looks = [look for run in (near, apart, moved) for look in run.looks]
-    assert that_count([near, apart, moved], looks) == [near]
-    assert that_count([apart], apart.looks) == [apart], "a machine that is always so"
-    assert that_count([near, apart], []) == [near, apart], "one core"
-    assert "cores shared no cache: 6.00, 8.00)" in str(dataclasses.replace(trial(1, 9.0), set_aside=(6.0, 8.0)))
+    found = bench._trial(["true"], CASE, tmp_path, 4, lambda said: (said["tok_per_s"], said["seconds"]))
+    assert list(found.tok_per_s) == counting
+    assert [run.tok_per_s for run in found.set_aside] == aside
+    assert found.only_apart == only_apart
+    assert next(left, None) is None
+    assert found.ran == (None not in seen)
+    if found.ran:
+        assert found.details["tok_per_s"] == counting[-1]
+        assert ("shared no cache, each time" in str(found)) == only_apart
+        assert ("set aside, the cores shared no cache: 6.00" in str(found)) == bool(aside)
 
 
 def tried(rates: dict[int, float], first: tuple[int, ...], refine: int = 0) -> list[int]:
