@@ -17,7 +17,7 @@ HEAP_HOLES = 0.25
 """What such an engine's heap holds in prefill beyond what is in use, by that: freed memory that nothing asked for again
 fits. Blocks after the first of OPT-125M and 350M took 3 to 9 MiB more than the 12 to 18 that they worked in."""
 
-KERNELS_BYTES = 9 * 2**20
+KERNELS_BYTES = 8 * 2**20
 """Compiled kernels that such an engine keeps, 0.3 MiB for every shape of a 16-bit product: of layers that are cut
 between tiers, of full and of short batches, of attention to each part of the cache, and of the head. A process that ran
 one policy of OPT-125M or 350M met 10 to 46 shapes, and took 4 to 19 MiB more than what else is counted."""
