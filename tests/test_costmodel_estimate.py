@@ -168,7 +168,7 @@ def test_busy_seconds_and_bytes_are_consistent(rng: random.Random) -> None:
         fastest = max(wire.bytes_per_s.effective, wire.for_cache.effective)
         busy = result.busy_s["prefill"][name] + result.busy_s["decode"][name]
         assert busy >= moved / fastest * (1 - 1e-9)
-        assert (moved > 0) <= (busy > 0)
+        assert (moved >= 1) <= (busy > 0)  # what is less than a byte may take no second that a float can tell from 0
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert data["resources"]["prefill"].keys() == result.busy_s["prefill"].keys()
 
