@@ -1,7 +1,5 @@
 """A trial: random prompts of one length through an engine, timed when what happens only once has happened."""
 
-import sys
-
 import torch
 
 from costmodel.measurement import Measurement
@@ -35,12 +33,12 @@ def measure(llm: LLM, workload: Workload, *, title: str) -> Measurement:
     if first:
         _run(llm, first, workload.gen_len, title="warming up", most_steps=_WARM_UP_STEPS)
         llm.movers.timeline.clear()
-    _run(llm, prompts, workload.gen_len, title=title)
+    _run(llm, prompts, workload.gen_len, title=title, most_steps=workload.gen_len)
     assert llm.measurement is not None
     return llm.measurement
 
 
-def _run(llm: LLM, prompts: list[list[int]], gen_len: int, *, title: str, most_steps: int = sys.maxsize) -> None:
+def _run(llm: LLM, prompts: list[list[int]], gen_len: int, *, title: str, most_steps: int) -> None:
     params = SamplingParams(max_new_tokens=gen_len, ignore_eos=True)
     with progress_bar.tokens(title) as report:
         tell = Callbacks(on_progress=report)
