@@ -14,6 +14,9 @@ from runtime.cache_format import CacheFormat
 Place = tuple[int, int]
 """A layer and a batch of the block."""
 
+_ROUNDING = 1e-9
+"""What a whole number of rows may be short of in floating point."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheShape:
@@ -47,8 +50,8 @@ class Share:
 def shares(shape: CacheShape, split: Split) -> dict[Place, Share]:
     """Rows by tier of every layer and batch; their sums miss ``split`` by less than a row.
 
-    Each place gives every tier what it is owed so far, in whole rows, and the rows left to the tiers that
-    are owed the largest parts of one.
+    Each place gives every tier its part in whole rows, and the rows that are left to the tiers that are owed the most
+    by then: so a tier holds one of two numbers of rows of batches of one size, and attention has few shapes.
     """
     fractions = (split.gpu, split.cpu, split.disk)
     found, seen, given = {}, 0, [0, 0, 0]
@@ -56,13 +59,14 @@ def shares(shape: CacheShape, split: Split) -> dict[Place, Share]:
         for batch in range(len(shape.batch_sizes)):
             rows = shape.rows(batch)
             seen += rows
-            owed = [fraction * seen - already for fraction, already in zip(fractions, given, strict=True)]
-            counts = [max(0, math.floor(rows_owed)) for rows_owed in owed]
-            while sum(counts) != rows:
-                step = 1 if sum(counts) < rows else -1
-                tiers = [tier for tier in range(3) if (fractions[tier] if step > 0 else counts[tier])]
-                chosen = max(tiers, key=lambda tier: step * (owed[tier] - counts[tier]))
-                counts[chosen] += step
+            counts = [math.floor(fraction * rows + _ROUNDING) for fraction in fractions]
+            owed = [
+                fraction * seen - already - count
+                for fraction, already, count in zip(fractions, given, counts, strict=True)
+            ]
+            some_left = sorted((tier for tier in range(3) if fractions[tier]), key=lambda tier: -owed[tier])
+            for tier in some_left[: rows - sum(counts)]:
+                counts[tier] += 1
             given = [already + count for already, count in zip(given, counts, strict=True)]
             found[layer, batch] = Share(*counts)
     return found

@@ -232,7 +232,7 @@ class BlockRun:
             attended = attention.prefill(q, k, v, scale=scale, key_padding_mask=mask, slopes=slopes, window=window)
             del q, k, v
             if is_last:
-                attended, some = attended[:, :, -1:], some[:, -1:]
+                attended, some = attended[:, :, -1:].contiguous(), some[:, -1:]
             some.copy_(layers.finish_layer(some, attended, weights, shape))
         if hidden.device.type == "cpu" and (is_last or place.layer % TRIM_EVERY == 0):
             trim_heap()  # else what is freed in pieces adds up from layer to layer, and stays through decode

@@ -167,16 +167,18 @@ def test_the_room_is_read_only_where_that_saves_a_copy(dtype, room, whole):
 
 
 def test_a_growing_cache_is_read_in_few_lengths():
-    cache = torch.empty(0, dtype=torch.bfloat16)
+    few, many = (torch.empty((rows, 1, 0, 64), dtype=torch.bfloat16) for rows in (1024, 1025))
 
-    def read(tokens: int) -> int:
+    def read(tokens: int, cache: torch.Tensor = many) -> int:
         return attention.tokens_read(tokens, 6000, cache)
 
     assert [read(tokens) for tokens in (1, 16, 17, 128, 129, 256, 257)] == [16, 16, 32, 128, 160, 256, 320]
+    assert [read(tokens, few) for tokens in (1, 64, 65, 256, 257, 513)] == [64, 64, 128, 256, 320, 640]
     assert all(tokens <= read(tokens) < 1.25 * tokens for tokens in range(64, 5000))
     assert len({read(tokens) for tokens in range(513, 1025)}) == 4
-    assert attention.tokens_read(1025, 1030, cache) == 1030, "never beyond the room"
-    assert attention.tokens_read(1025, 6000, cache.float()) == 1040, "nothing is compiled for 32 bits"
+    assert attention.tokens_read(1025, 1030, many) == 1030, "never beyond the room"
+    assert attention.tokens_read(20, 40, few) == 40
+    assert attention.tokens_read(1025, 6000, many.float()) == 1040, "nothing is compiled for 32 bits"
 
 
 def test_bf16_prefill_agrees_with_fp32():
