@@ -166,9 +166,9 @@ def tokens_read(tokens: int, most: int, cache: Tensor) -> int:
     """How many tokens decode reads of a cache that holds so many, and ``most`` in the end: some of its room as well.
 
     For every shape of a 16-bit product on a CPU oneDNN compiles a kernel and keeps 0.3 MiB; a cache that grows by one
-    token a step would have as many shapes as steps. So it is read in multiples of 16 (of 64 where there are few rows), of
-    32 beyond 128 tokens, of 64 beyond 256 and so on: in four lengths until it has doubled, a twelfth more than there
-    is on average.
+    token a step would have as many shapes as steps. So it is read in multiples of 16 (few rows: of 64), of 32 beyond
+    128 tokens, of 64 beyond 256 and so on: in four lengths until it has doubled, a twelfth more than there is
+    on average.
     """
     step = TOKENS_STEP
     if _is_onednns(cache):

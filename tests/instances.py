@@ -339,26 +339,27 @@ def best_policy_of_shape(problem: Problem, switches: Switches, shape: Shape) -> 
 
     # Nine indicators of the parts in use follow the nine fractions. What a part in use adds, however little it holds,
     # is missing where it alone is not in use and holds nothing.
-    without = {part: staged(dataclasses.replace(case, used=case.used - {part})) for part in parts}
-    stages = staged(case)
+    fewer = [dataclasses.replace(case, used=case.used - {part}) for part in parts]
+    stages, without = staged(case), [staged(one) for one in fewer]
+    peaks, peaks_without = formulation.peaks(case, amounts), [formulation.peaks(one, amounts) for one in fewer]
 
-    def affine(number: int, track: int, which: int) -> np.ndarray:
+    def affine(full: Any, values_without: list[Any]) -> np.ndarray:
         """Nine slopes to fractions, nine to indicators, and the constant with nothing in use."""
-        values = np.zeros(10) + values_of(stages[number][0])[track][which]
-        added = [values[0] - (np.zeros(10) + values_of(without[part][number][0])[track][which])[0] for part in parts]
-        return np.concatenate([values[1:] - values[0], added, [values[0] - sum(added)]])
+        full, *less = (np.zeros(10) + values for values in (full, *values_without))
+        added = [full[0] - values[0] for values in less]
+        return np.concatenate([full[1:] - full[0], added, [full[0] - sum(added)]])
 
-    def coefficients(values: Any) -> np.ndarray:
-        """The same of what no part adds to."""
-        values = np.zeros(10) + values
-        return np.concatenate([values[1:] - values[0], np.zeros(9), [values[0]]])
+    def seconds(number: int, track: int, which: int) -> np.ndarray:
+        """The same of a stage's track."""
+        everywhere = [values_of(found[number][0])[track][which] for found in (stages, *without)]
+        return affine(everywhere[0], everywhere[1:])
 
     rows: list[tuple[np.ndarray, dict[int, float]]] = []  # affine(x) + sum of extra variables <= 0
     cost, constant, extra_cost = np.zeros(18), 0.0, []
     batches = shape.batches_low
     for number, (stage, passes) in enumerate(stages):
         tracks = range(len(stage.tracks))
-        works, waits, loads = ([affine(number, track, which) for track in tracks] for which in range(3))
+        works, waits, loads = ([seconds(number, track, which) for track in tracks] for which in range(3))
         first, later = 18 + len(extra_cost), 19 + len(extra_cost)
         extra_cost += [passes * (1 - stage.unhidden_share)] * 2
         for work, wait, load in zip(works, waits, loads, strict=True):
@@ -366,12 +367,12 @@ def best_policy_of_shape(problem: Problem, switches: Switches, shape: Shape) -> 
             rows.append(((work + wait) * (1 - 1 / batches), {later: -1.0}))
         always = sum(works + loads) * stage.unhidden_share
         if stage.serial is not None:
-            always = always + affine(number, -1, 0)
+            always = always + seconds(number, -1, 0)
         cost, constant = cost + always[:18] * passes, constant + always[18] * passes
     width = 18 + len(extra_cost)
     objective = np.concatenate([cost, extra_cost])
-    for peak in formulation.peaks(case, amounts):
-        limit, size = problem.limits[peak.tier], coefficients(peak.bytes)
+    for peak, *less in zip(peaks, *peaks_without, strict=True):
+        limit, size = problem.limits[peak.tier], affine(peak.bytes, [one.bytes for one in less])
         unit = max(limit, float(np.max(np.abs(size))))
         size[18] -= limit
         rows.append((size / unit, {}))

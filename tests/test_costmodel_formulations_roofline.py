@@ -546,7 +546,8 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
             "pieces": min(2**21, h * max(query, model.ffn_size)) * 5 / 4,
         }
         if engine.expanded == "pieces":  # up to 64 rows are multiplied by 4-bit weights as they lie
-            held["gpu"] += (8 if policy.compress_weights and at_once(s) * s <= 64 else 10) * 2**20
+            in_use = sum(vars(c_used).values())
+            held["gpu"] += ((2 if policy.compress_weights else 5) + 2.5 * in_use) * 2**20
             expanded["pieces"] *= at_once(tokens) * tokens > 64
         held["gpu"] += expanded[engine.expanded] * 2 if policy.compress_weights else 0
         buffered = not prefill or engine.buffers == "always"

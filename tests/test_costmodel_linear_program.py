@@ -335,6 +335,32 @@ def test_splits_that_exceed_every_limit_do_not_fit(monkeypatch: pytest.MonkeyPat
     assert not solution.fits
 
 
+class KeptForParts(Toy):
+    """And three GB on the GPU for every tier that holds cache."""
+
+    def peaks(self, case: Case, amounts: Amounts[Any]) -> list[Peak]:
+        gpu, *others = super().peaks(case, amounts)
+        return [Peak("gpu", "decode", gpu.bytes + case.parts(amounts, "cache") * 3e9), *others]
+
+
+def test_what_is_kept_for_parts_is_counted_by_their_share_until_they_are_settled() -> None:
+    # 40 GB of cache on two tiers: its shares add up to one part of 3 GB, while two parts take 6 of 40 GB.
+    open_question = dataclasses.replace(toy(gpu=40, cpu=1000, disk=0), formulation=KeptForParts())
+    relaxed = solve(open_question)
+    assert relaxed is not None
+    weights, cache, _ = relaxed.splits()
+    assert 0 < cache.gpu < 1
+    assert weights.gpu * 60 + cache.gpu * 40 == pytest.approx(37)
+    assert not relaxed.fits
+    both = frozenset({("cache", "gpu"), ("cache", "cpu")})
+    settled = solve(dataclasses.replace(open_question, case=dataclasses.replace(open_question.case, used=both)))
+    assert settled is not None
+    assert settled.fits
+    weights, cache, _ = settled.splits()
+    assert weights.gpu * 60 + cache.gpu * 40 == pytest.approx(34)
+    assert block_s(relaxed) < block_s(settled)
+
+
 # ------------------------------------------------------------------ the formulas are linear
 
 
@@ -397,7 +423,7 @@ def test_the_optimum_is_the_estimate_of_its_policy(name: str, rng: random.Random
     if relaxed is None:
         return
     cost = cost_of(problem, problem.policy(switches, shape, relaxed.splits()))
-    assert cost.feasible
+    assert cost.feasible is relaxed.fits
     assert block_s(relaxed) <= cost.latency_s * (1 + 1e-6)  # which counts calls by what they are for
     settled = only(parts_of(relaxed.splits()))
     solution = solve(problem.question(switches, shape, 1000, settled))

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from costmodel.errors import InfeasibleError, InputError
 from costmodel.estimate import estimate
-from costmodel.formulations.base import SWITCHES, Shape
+from costmodel.formulations.base import SWITCHES, Shape, Switches
 from costmodel.hardware import Hardware, catalog_names
 from costmodel.linear_program import solve
 from costmodel.model import ModelSpec
 from costmodel.overrides import with_overrides
-from costmodel.policy import Policy, Split
+from costmodel.policy import TIERS, Policy, Split
 from costmodel.search import SearchResult, make_problem, search
 from costmodel.search.branch_and_bound import certify
-from costmodel.search.problem import Problem
+from costmodel.search.problem import OPEN, Problem
 from costmodel.workload import Workload
 from tests.instances import (
     Best,
@@ -175,6 +175,25 @@ def test_the_search_finds_what_brute_force_finds(title: str) -> None:
     assert feasible
 
 
+def test_what_is_kept_for_each_part_of_the_cache_is_searched_as_well() -> None:
+    # An engine that compiles kernels: on 10 to 200 MB, 2.6 MB for every tier that holds cache decide what fits.
+    feasible, divided = 0, 0
+    for problem in problems("roofline", first=1016, count=6):
+        engine = dataclasses.replace(problem.hardware.engine, expanded="pieces")
+        problem = dataclasses.replace(problem, hardware=dataclasses.replace(problem.hardware, engine=engine))
+        found = brute_force(problem)
+        if not found:
+            with pytest.raises(InfeasibleError):
+                searched(problem)
+            continue
+        feasible += 1
+        result = searched(problem)
+        check(problem, result, found)
+        divided += sum(getattr(result.policy.cache, tier) > 0 for tier in TIERS) > 1
+    assert feasible >= 3
+    assert divided
+
+
 @pytest.mark.parametrize("num_prompts", [None, 5, 12])
 def test_the_published_model_is_searched_as_well(num_prompts: int | None) -> None:
     feasible = 0
@@ -257,15 +276,22 @@ def test_the_papers_engine_is_searched_as_well() -> None:
 
 def shape_by_shape(problem: Problem, *, most: int | None = None) -> list[Best]:
     """The best policy of every shape by the library's program for one shape (which other solvers confirm)."""
-    found = []
     shapes = every_shape(problem) if most is None else [Shape.exactly(*s) for s in pairs(most)]
-    for switches in problem.switches:
-        for shape in shapes:
-            solution = solve(problem.question(switches, shape, 1000))
-            if solution is not None:
-                policy = problem.policy(switches, shape, solution.splits())
-                found.append(Best(policy, cost_of(problem, policy)))
-    return found
+    found = (best_of_shape(problem, switches, shape) for switches in problem.switches for shape in shapes)
+    return [best for best in found if best is not None]
+
+
+def best_of_shape(problem: Problem, switches: Switches, shape: Shape) -> Best | None:
+    """The best policy of a shape, whichever tiers hold its cache."""
+    found = []
+    for way in (OPEN, *problem.ways()):
+        solution = solve(problem.question(switches, shape, 1000, way))
+        if solution is not None and solution.fits:
+            policy = problem.policy(switches, shape, solution.splits())
+            found.append(Best(policy, cost_of(problem, policy)))
+        if way == OPEN and (solution is None or solution.fits):
+            break
+    return fastest_of(found) if found else None
 
 
 def pairs(most: int) -> list[tuple[int, int]]:
@@ -367,10 +393,8 @@ def test_a_job_on_a_gpu_with_room_for_a_few_prompts_at_a_time(num_prompts: int, 
 
 def job_throughput(problem: Problem, shape: Shape) -> float | None:
     """The best throughput of one batch shape, its job's last block charged in full."""
-    solution = solve(problem.question(problem.switches[0], shape, 1000))
-    if solution is None:
-        return None
-    return cost_of(problem, problem.policy(problem.switches[0], shape, solution.splits())).throughput_tok_per_s
+    best = best_of_shape(problem, problem.switches[0], shape)
+    return None if best is None else best.cost.throughput_tok_per_s
 
 
 @pytest.mark.parametrize("name", ["roofline", "flexgen"])

@@ -263,9 +263,9 @@ class Peak:
 class Case:
     """Everything a formula needs besides the amounts.
 
-    ``used`` are the parts whose calls count in full: one for every batch, however little of the batch lies there, which
-    is what an engine makes (of less than a kv head's row or a token of a batch it makes fewer). Calls for other parts
-    are counted by the share of the batch that lies there: a lower bound, exact for none of it and for all.
+    ``used`` are the parts that count in full, however little lies there: their calls, one for every batch, which is
+    what an engine makes (of less than a kv head's row or a token of a batch it makes fewer), and what is kept once for
+    each of them. Other parts are counted by the share that lies there: a lower bound, exact for none of it and for all.
     """
 
     hardware: Hardware
@@ -280,6 +280,12 @@ class Case:
         held: PerTier[Any] = getattr(amounts, kind)
         prompts = (amounts.prompts if (kind, tier) in self.used else getattr(held, tier) for tier in TIERS)
         return PerTier(*map(self.shape.batches, prompts))
+
+    def parts(self, amounts: Amounts[Any], kind: str) -> Linear:
+        """How many parts of a kind are in use (times blocks)."""
+        held: PerTier[Any] = getattr(amounts, kind)
+        share = 1.0 / (self.shape.gpu_batch_high * self.shape.batches_high)
+        return add(amounts.blocks if (kind, tier) in self.used else getattr(held, tier) * share for tier in TIERS)
 
     def further_parts(self, kind: str) -> int:
         """How many parts of a kind are in use beside the first."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from costmodel.estimate import overfull
-from costmodel.formulations.base import PARTS, Part, amounts_at
+from costmodel.formulations.base import PARTS, Part, amounts_at, parts_of
 from costmodel.linear_program.coefficients import Program, build, resident_bytes, with_row
 from costmodel.linear_program.highs import Answer, run
 from costmodel.linear_program.question import BLOCKS, MS, Question, Solution
@@ -56,12 +56,13 @@ def _fitting(question: Question, solution: Solution) -> Solution:
     """The solution of a single shape with splits that fit by the estimate, which has the last word.
 
     The solver's splits may exceed a limit by its tolerance: then they are those for a limit lower by twice that.
-    The seconds stay those that are proven for the limits themselves.
+    The seconds stay those that are proven for the limits themselves. Where parts in use take more than the program
+    counts for them, splits may not fit for all that.
     """
     for _ in range(REPAIRS):
-        excess = _excess(question, solution)
+        excess = _excess(question, solution, question.case.used)
         if not excess:
-            return solution
+            break
         lowered = {tier: max(0.0, limit - 2 * excess.get(tier, 0.0)) for tier, limit in question.limits.items()}
         question_below = replace(question, limits=lowered)
         program = build(question_below)
@@ -69,13 +70,14 @@ def _fitting(question: Question, solution: Solution) -> Solution:
         if answer is None:
             break
         solution = replace(solution, amounts=answer.values)
-    return replace(solution, fits=not _excess(question, solution))
+    return replace(solution, fits=not _excess(question, solution, parts_of(question.fixed or solution.splits())))
 
 
-def _excess(question: Question, solution: Solution) -> dict[str, float]:
-    """Bytes that the splits of a single shape take beyond the limits."""
+def _excess(question: Question, solution: Solution, used: frozenset[Part]) -> dict[str, float]:
+    """Bytes that the splits of a single shape take beyond the limits, these parts counted in full."""
+    case = replace(question.case, used=used)
     amounts = amounts_at(question.fixed or solution.splits(), solution.block_prompts)
-    return overfull(question.formulation.peaks(question.case, amounts), question.limits)
+    return overfull(question.formulation.peaks(case, amounts), question.limits)
 
 
 def solve_lexicographic(question: Question) -> Solution | None:
@@ -112,10 +114,19 @@ def parts_in_part(question: Question, solution: Solution) -> list[Part]:
 
 
 def uncounted_s(question: Question, solution: Solution, parts: Iterable[Part]) -> float:
-    """Seconds (for the reference prompts) that calls for these parts add to an optimum where they count in full."""
+    """Seconds (for the reference prompts) that these parts add to an optimum where they count in full.
+
+    Those of their calls and, over a range of shapes, those of what is kept for each of them, at the memory's prices:
+    whether a single shape has room for it is known.
+    """
     amounts = question.amounts_of(solution.amounts)
-    case = replace(question.case, used=question.case.used | frozenset(parts))
-    return replace(question, case=case).seconds(amounts) - question.seconds(amounts)
+    full = replace(question, case=replace(question.case, used=question.case.used | frozenset(parts)))
+    seconds = full.seconds(amounts) - question.seconds(amounts)
+    if not question.case.shape.is_single:
+        least, most = (one.fullest(amounts) for one in (question, full))
+        for tier, price in solution.prices_s_per_byte.items():
+            seconds += price * (most[tier] - least[tier]) / amounts.blocks
+    return seconds
 
 
 def least_extra_bytes(question: Question, tier: str) -> float | None:

@@ -68,6 +68,11 @@ class Question:
         weights, cache, activations = (PerTier(*map(float, values[3 * i : 3 * i + 3])) for i in range(3))
         return Amounts(weights, cache, activations, prompts=self.prompts, blocks=float(values[BLOCKS]))
 
+    def fullest(self, amounts: Amounts[float]) -> dict[str, float]:
+        """Bytes (times blocks) that each tier holds of these amounts at its fullest moment."""
+        peaks = self.formulation.peaks(self.case, amounts)
+        return {tier: max(float(peak.bytes) for peak in peaks if peak.tier == tier) for tier in TIERS}
+
     def seconds(self, amounts: Amounts[float]) -> float:
         """Seconds of these amounts over all stages."""
         return sum(float(stage.total()) * passes for _, stage, passes in self.timed_stages(amounts))
@@ -80,7 +85,8 @@ class Solution:
     ``seconds`` is proven from the duals: no amounts that respect the rows take less.
     ``prices_s_per_byte[tier]`` is how many seconds one more usable byte on that tier would save (for
     the reference prompts); ``latency_price`` likewise for one more second of allowed latency. ``fits`` is
-    false where the splits of a single shape exceed a limit by what no precision of the solver mends.
+    false where the splits of a single shape exceed a limit, by what no precision of the solver mends or by what is
+    kept for parts that the program counts by their share.
     """
 
     seconds: float

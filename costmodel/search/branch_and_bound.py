@@ -4,7 +4,7 @@ A node is a set of switches, a range of batch shapes and what is decided of the 
 and activations, and which are not. Its bound is one linear program over the whole range
 (:mod:`costmodel.linear_program`): no policy in the node generates more tokens per second. The node with the highest
 bound is split until no bound exceeds the best policy found by more than the gap: by a part where its optimum counts
-the calls for it too low, else by shapes.
+too little for it, else by shapes.
 What cannot be the best is left out first: blocks that exceed the memory of all tiers, and batches that a
 job of given length does not need.
 """
@@ -22,7 +22,7 @@ from costmodel.policy import Split
 from costmodel.search.problem import OPEN, Decided, Problem
 
 UNCOUNTED_SHARE = 0.5
-"""Of the gap, what an optimum may leave uncounted of the calls for parts in use."""
+"""Of the gap, what an optimum may leave uncounted of the parts in use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class _Search:
         self.enter(switches, shape, decided)
 
     def enter(self, switches: Switches, shape: Shape, decided: Decided) -> None:
-        """Open a node unless it is empty; a single shape whose calls are counted right is closed at once."""
+        """Open a node unless it is empty; a single shape whose parts are counted right is closed at once."""
         found = self.solve(switches, shape, decided)
         if found is None:
             return
@@ -159,8 +159,8 @@ class _Search:
     def offer(self, switches: Switches, shape: Shape, bound: float, solution: Solution) -> None:
         """Consider the optimum of a single shape as the incumbent.
 
-        The program rounds contexts down and may count too few calls, so the exact time is a little longer (and may miss
-        the latency limit).
+        The program rounds contexts down and may count too little for parts, so the exact time is a little longer (and
+        may miss the latency limit).
         """
         if not solution.fits or (self.best is not None and bound <= self.best.throughput):
             return
@@ -185,15 +185,15 @@ class _Search:
             self.push(node.switches, shape, node.decided)
 
     def part_to_settle(self, node: _Node) -> Part | None:
-        """The part whose calls the node's optimum counts too low by most, where that matters to the proof.
+        """The part that the node's optimum counts too low by most, where that matters to the proof.
 
-        Or to whether a single shape is within a limit of latency.
+        Or to whether a single shape fits, or is within a limit of latency.
         """
         question, optimum = self.problem.question(node.switches, node.shape, self.segments, node.decided), node.solution
         parts = parts_in_part(question, optimum)
         limited = node.shape.is_single and question.max_latency_s is not None
         tolerance = FIT_TOLERANCE if limited else self.gap * UNCOUNTED_SHARE
-        if not parts or uncounted_s(question, optimum, parts) <= optimum.seconds * tolerance:
+        if not parts or (optimum.fits and uncounted_s(question, optimum, parts) <= optimum.seconds * tolerance):
             return None
         return max(parts, key=lambda part: uncounted_s(question, optimum, [part]))
 

@@ -109,15 +109,15 @@ def _smaller_block_fits(problem: Problem) -> bool:
 
 def _fits(problem: Problem, switches: Switches, shape: Shape) -> bool:
     """True where a batch shape has splits that fit."""
-    solution = solve(problem.question(switches, shape, 1))
-    return solution is not None and solution.fits
+    solutions = (solve(problem.question(switches, shape, 1, way)) for way in problem.ways())
+    return any(solution is not None and solution.fits for solution in solutions)
 
 
 def _least_capacity(problem: Problem, tier: str) -> float | None:
     """Least capacity of one tier that lets the smallest shape fit, the others unchanged."""
     shape = smallest(problem)
-    extras = [least_extra_bytes(problem.question(switches, shape, 1), tier) for switches in problem.switches]
-    found = [extra for extra in extras if extra is not None]
+    questions = [problem.question(switches, shape, 1, way) for switches in problem.switches for way in problem.ways()]
+    found = [extra for question in questions if (extra := least_extra_bytes(question, tier)) is not None]
     if not found:
         return None
     # A thousandth on top, so that the printed figure still fits after rounding.

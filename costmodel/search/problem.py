@@ -1,12 +1,14 @@
 """What is searched: a machine's limits, a model, a workload, and whatever of a policy is given or settled."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
 from costmodel.estimate import FIT_TOLERANCE, block_seconds, case_of
-from costmodel.formulations.base import Amounts, Case, Formulation, Part, PerTier, Shape, Switches, parts_of
+from costmodel.formulations.base import PARTS, Amounts, Case, Formulation, Part, PerTier, Shape, Switches, parts_of
 from costmodel.hardware import Hardware
 from costmodel.linear_program import FixedSplits, Question
 from costmodel.model import ModelSpec
@@ -19,7 +21,7 @@ LARGEST = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
-    """What is settled of the parts: calls for those in use count in full, those out of use hold nothing."""
+    """What is settled of the parts: those in use count in full, those out of use hold nothing."""
 
     used: frozenset[Part] = frozenset()
     unused: frozenset[Part] = frozenset()
@@ -113,6 +115,16 @@ class Problem:
             max_block_prompts=self._most_useful_prompts(shape),
             unused=decided.unused,
         )
+
+    def ways(self) -> Iterator[Decided]:
+        """Every choice of the tiers that hold cache: with each, a program counts the bytes of a single shape right."""
+        if self.splits is not None:
+            yield OPEN
+            return
+        parts = [part for part in PARTS if part[0] == "cache"]
+        for count in range(1, len(parts) + 1):
+            for used in map(frozenset, combinations(parts, count)):
+                yield Decided(used=used, unused=frozenset(parts) - used)
 
     def _case(self, switches: Switches, shape: Shape) -> Case:
         return Case(hardware=self.hardware, model=self.model, workload=self.workload, switches=switches, shape=shape)

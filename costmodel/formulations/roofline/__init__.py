@@ -146,7 +146,7 @@ class Roofline(Formulation):
             batch_hidden = shape.per_batch(amounts.activations.off_gpu) * (STAGING_BUFFERS * hidden * tokens)
             gpu = resident("gpu", tokens) + amounts.weights.off_gpu * layer + batch_hidden
             working = workspace_bytes(case, moment, at_once(case, tokens, shape.gpu_batch_low))
-            gpu = gpu + amounts.blocks * (working + dequantized_bytes(case, tokens) + kernels_bytes(case))
+            gpu = gpu + amounts.blocks * (working + dequantized_bytes(case, tokens)) + kernels_bytes(case, amounts)
             cpu = resident("cpu", tokens)
             if moment == "decode" or case.hardware.engine.buffers == "always":
                 # Attention reads its cache from a staging buffer on the tier where it is computed.
