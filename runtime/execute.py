@@ -31,7 +31,8 @@ PREFILL_ROWS = {"cpu": 1024, "cuda": 8192}
 few enough that its working memory is small beside what it works for."""
 
 TRIM_EVERY = 4
-"""Layers of prefill after which freed memory is given back: taking its pages again costs up to 5 % of one layer."""
+"""Batches through a layer of prefill after which freed memory is given back: taking its pages again costs up to 5 % of
+one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -216,12 +217,12 @@ class BlockRun:
     def _prefill(self, hidden: Tensor, weights: LayerWeights, place: Place, turn: int) -> Tensor:
         """A layer over the prompts of a batch, a few at a time, in the memory of its input.
 
-        Of the last layer only the last token goes on to the head.
+        Of the last layer only the prompts' last tokens go on to the head, those of the batch at once.
         """
         shape, window = self._architecture.layer_shape, self._architecture.window(place.layer)
         prompts, tokens, _ = hidden.shape
         is_last = place.layer == self._num_layers - 1
-        at_once = max(1, PREFILL_ROWS[hidden.device.type] // tokens)
+        at_once, ends = max(1, PREFILL_ROWS[hidden.device.type] // tokens), list[Tensor]()
         for first in range(0, prompts, at_once):
             some = hidden[first : first + at_once]
             rotation, mask = self._positions_of.prompts(place.batch, first, first + at_once)
@@ -232,11 +233,13 @@ class BlockRun:
             attended = attention.prefill(q, k, v, scale=scale, key_padding_mask=mask, slopes=slopes, window=window)
             del q, k, v
             if is_last:
-                attended, some = attended[:, :, -1:].contiguous(), some[:, -1:]
-            some.copy_(layers.finish_layer(some, attended, weights, shape))
-        if hidden.device.type == "cpu" and (is_last or place.layer % TRIM_EVERY == 0):
+                ends.append(attended[:, :, -1:].contiguous())
+            else:
+                some.copy_(layers.finish_layer(some, attended, weights, shape))
+        passes = place.layer * len(self._batches) + place.batch
+        if hidden.device.type == "cpu" and (is_last or passes % TRIM_EVERY == 0):
             trim_heap()  # else what is freed in pieces adds up from layer to layer, and stays through decode
-        return hidden[:, -1:].contiguous() if is_last else hidden
+        return layers.finish_layer(hidden[:, -1:].contiguous(), torch.cat(ends), weights, shape) if is_last else hidden
 
     def _head(self, place: Place, choose: Choose) -> None:
         turn = self._weight_turn(place)

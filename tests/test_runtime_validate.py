@@ -45,7 +45,7 @@ def _all_runs_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
-    """A model of 0.2 MB in 13 MiB, up to 12.5 of them for compiled kernels, and 1 MiB, on a machine of the catalogue."""
+    """A model of 0.2 MB in 13 MiB, up to 12.5 of them for kernels, and 1 MiB, on a machine of the catalogue."""
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
     (tmp_path / "laptop.json").write_text(json.dumps(Hardware.from_catalog("cpu-laptop").to_dict()))
     (tmp_path / "offload").mkdir()
