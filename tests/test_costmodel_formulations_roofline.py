@@ -546,8 +546,9 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
             "pieces": min(2**21, h * max(query, model.ffn_size)) * 5 / 4,
         }
         if engine.expanded == "pieces":  # up to 64 rows are multiplied by 4-bit weights as they lie
-            in_use = sum(vars(c_used).values())
-            held["gpu"] += ((2 if policy.compress_weights else 5) + 2.5 * in_use) * 2**20
+            multiplied = {g, at_once(s) * s, g % at_once(s) * s} - {0}
+            compiled = [rows for rows in multiplied if rows > 64 or not policy.compress_weights]
+            held["gpu"] += (1 + 2 * len(compiled) + 2.5 * sum(vars(c_used).values())) * 2**20
             expanded["pieces"] *= at_once(tokens) * tokens > 64
         held["gpu"] += expanded[engine.expanded] * 2 if policy.compress_weights else 0
         buffered = not prefill or engine.buffers == "always"

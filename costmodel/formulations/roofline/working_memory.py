@@ -19,11 +19,11 @@ HEAP_HOLES = 0.4
 """What such an engine's heap holds in prefill beyond what is in use, by that: freed memory that nothing asked for again
 fits. OPT-125M and 350M took 3 to 14 MiB more than the 5 to 16 that they worked in."""
 
-KERNELS_BYTES, KERNELS_4BIT_BYTES, KERNELS_PART_BYTES = 5 * 2**20, 2 * 2**20, 5 * 2**19
-"""Compiled kernels that such an engine keeps, 0.4 MiB for every shape of a 16-bit product: of layers in 16 bits (full
-and short batches, matrices that are cut between tiers) and the head; the same where weights are in 4 bits; of attention
-to each part of the cache. Of 98 runs of OPT-125M and 350M with 5 to 33 shapes, a process each, the peaks of 110 to 485
-MiB were between 3.6 % below and 4.5 % above what is planned, 90 % of them within 2.8 %."""
+KERNELS_BYTES, KERNELS_ROWS_BYTES, KERNELS_PART_BYTES = 2**20, 2 * 2**20, 5 * 2**19
+"""Compiled kernels that such an engine keeps, 0.4 MiB for every shape of a 16-bit product: of the head and of prefill's
+attention; of the layers for every number of rows (of a whole batch, of what prefill computes at a time and of its rest;
+more of them where matrices are cut); of attention to each part of the cache. Of 98 runs of OPT-125M and 350M with 5 to
+33 shapes, a process each, the peaks of 110 to 485 MiB were between 3.4 % below and 4.3 % above what is planned."""
 
 
 def largest_load_bytes(case: Case) -> float:
@@ -102,7 +102,7 @@ def dequantized_bytes(case: Case, tokens: int) -> float:
         return 0.0
     matrix = model.hidden_size * max(model.num_heads * model.head_dim, model.ffn_size)
     if extent == "pieces":
-        if at_once(case, tokens, case.shape.gpu_batch_low) * tokens <= FUSED_ROWS:
+        if _is_fused(case, at_once(case, tokens, case.shape.gpu_batch_low) * tokens):
             return 0.0
         return float(min(PIECE_VALUES, matrix) * (BYTES_PER_VALUE + 0.5))
     return BYTES_PER_VALUE * float(model.layer_matrix_params if extent == "layer and cache" else matrix)
@@ -112,5 +112,26 @@ def kernels_bytes(case: Case, amounts: Amounts[Any]) -> Linear:
     """Bytes (times blocks) of the kernels that an engine on the processor compiles; a GPU's come with its libraries."""
     if case.hardware.engine.expanded != "pieces":
         return amounts.blocks * 0.0
-    layers = KERNELS_4BIT_BYTES if case.switches.compress_weights else KERNELS_BYTES
+    layers = KERNELS_BYTES + KERNELS_ROWS_BYTES * _numbers_of_rows(case)
     return amounts.blocks * float(layers) + case.parts(amounts, "cache") * float(KERNELS_PART_BYTES)
+
+
+def _numbers_of_rows(case: Case) -> int:
+    """How many numbers of rows the layers multiply by 16-bit weights in a run; over a range of batch sizes, at least.
+
+    Of prefill, what is computed at a time and what that leaves of a batch; of decode and of prefill's end, a row a
+    prompt. Few rows are multiplied by 4-bit weights as they lie.
+    """
+    tokens, least, most = case.workload.prompt_len, case.shape.gpu_batch_low, case.shape.gpu_batch_high
+    some = at_once(case, tokens, least)
+    rows = {some * tokens}
+    if least == most:
+        rows |= {least, least % some * tokens} - {0}
+    elif not least <= at_once(case, tokens, most) * tokens <= most:  # else the two may be the same number
+        rows.add(least)
+    return sum(not _is_fused(case, number) for number in rows)
+
+
+def _is_fused(case: Case, rows: int) -> bool:
+    """Whether such an engine multiplies so many rows by 4-bit weights as they lie."""
+    return case.switches.compress_weights and rows <= FUSED_ROWS
