@@ -520,7 +520,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
                 rows = min(some * model.num_heads, max(1, 2**21 // (block * tokens)))
                 each = model.head_dim * (2 * tokens + block) + 2 * block * tokens
                 attending = 2 * (some * tokens * (query * (4 if shared else 2) + kv) + rows * each)
-            wide = max(wide, attending) * (1 if tokens == 1 else 1.4)
+            wide = max(wide, attending) * (1 if tokens == 1 else 1.35)
         if prefill and engine.attention_scores == "stored":
             wide += some * 2 * model.num_heads * tokens**2 * 2
         if policy.compress_cache and engine.expanded == "layer and cache":

@@ -15,7 +15,7 @@ FUSED_ROWS = 64
 QUERY_BLOCK, SCORES_AT_ONCE = 128, 2**21
 """Queries of a prompt, and scores, that such an engine computes at a time in prefill (``runtime.attention``)."""
 
-HEAP_HOLES = 0.4
+HEAP_HOLES = 0.35
 """What such an engine's heap holds in prefill beyond what is in use, by that: freed memory that nothing asked for again
 fits. OPT-125M and 350M took 3 to 14 MiB more than the 5 to 16 that they worked in."""
 
@@ -23,7 +23,7 @@ KERNELS_BYTES, KERNELS_ROWS_BYTES, KERNELS_PART_BYTES = 2**20, 2 * 2**20, 5 * 2*
 """Compiled kernels that such an engine keeps, 0.4 MiB for every shape of a 16-bit product: of the head and of prefill's
 attention; of the layers for every number of rows (of a whole batch, of what prefill computes at a time and of its rest;
 more of them where matrices are cut); of attention to each part of the cache. Of 98 runs of OPT-125M and 350M with 5 to
-33 shapes, a process each, the peaks of 110 to 485 MiB were between 3.4 % below and 4.3 % above what is planned."""
+33 shapes, a process each, the peaks of 110 to 485 MiB were between 3.3 % below and 4.3 % above what is planned."""
 
 
 def largest_load_bytes(case: Case) -> float:
