@@ -20,7 +20,8 @@ an operand whose batches do not touch: over 512 tokens, a cache with room for 51
 EPYC, torch 2.13, one thread, least of 8, other programs running: trust the ratios). fp32 copies nothing."""
 
 TOKENS_STEP, FEW_ROWS_STEP = 16, 64
-"""The steps of :func:`tokens_read` for short caches; the second one's where few rows are read, else the first."""
+"""The steps of :func:`tokens_read` for short caches; the second one where few rows are read. Where nothing is compiled,
+the first one for all."""
 
 FEW_ROWS = 1024
 """Rows (prompts × kv heads) up to which fewer kernels are worth more than fewer tokens read: OPT-125M with 48 rows on
@@ -165,10 +166,10 @@ def decode_in_parts(
 def tokens_read(tokens: int, most: int, cache: Tensor) -> int:
     """How many tokens decode reads of a cache that holds so many, and ``most`` in the end: some of its room as well.
 
-    For every shape of a 16-bit product on a CPU oneDNN compiles a kernel and keeps 0.3 MiB; a cache that grows by one
-    token a step would have as many shapes as steps. So it is read in multiples of 16 (few rows: of 64), of 32 beyond
-    128 tokens, of 64 beyond 256 and so on: in four lengths until it has doubled, a twelfth more than there is
-    on average.
+    For every shape of a 16-bit product on a CPU oneDNN compiles a kernel and keeps 0.3 MiB or more; a cache that grows
+    by one token a step would have as many shapes as steps. So it is read in multiples of 16 (few rows: of 64), of 32
+    beyond 128 tokens, of 64 beyond 256 and so on: in at most four lengths until it has doubled. With many rows that is
+    a twelfth more than there is, on average.
     """
     step = TOKENS_STEP
     if _is_onednns(cache):

@@ -52,7 +52,7 @@ def attend_pieces(
     in_place, copied = (oldest, pieces[1:]) if isinstance(oldest, Tensor) else (None, pieces)
     tokens = sum(_tokens_of(piece) for piece in copied)
     most = most_tokens - (0 if in_place is None else _tokens_of(pieces[0]))
-    room = attention.tokens_read(tokens, most, q)
+    room = attention.tokens_read(tokens, most, q[:, :1])
     at_once = max(1, COPIED_BYTES[q.device.type] // max(1, 2 * room * head_dim * q.dtype.itemsize))
     copies = q.new_empty((2, min(at_once, len(q)), room, head_dim))
     copies[:, :, tokens:] = 0

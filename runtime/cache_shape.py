@@ -50,8 +50,9 @@ class Share:
 def shares(shape: CacheShape, split: Split) -> dict[Place, Share]:
     """Rows by tier of every layer and batch; their sums miss ``split`` by less than a row.
 
-    Each place gives every tier its part in whole rows, and the rows that are left to the tiers that are owed the most
-    by then: so a tier holds one of two numbers of rows of batches of one size, and attention has few shapes.
+    Each place gives every tier its part in whole rows, and the rows that are left to those tiers, of whose part some is
+    left, that are owed the most by then: so a tier holds one of two numbers of rows of batches of one size, and
+    attention has few shapes.
     """
     fractions = (split.gpu, split.cpu, split.disk)
     found, seen, given = {}, 0, [0, 0, 0]
@@ -59,13 +60,14 @@ def shares(shape: CacheShape, split: Split) -> dict[Place, Share]:
         for batch in range(len(shape.batch_sizes)):
             rows = shape.rows(batch)
             seen += rows
-            counts = [math.floor(fraction * rows + _ROUNDING) for fraction in fractions]
+            parts = [fraction * rows for fraction in fractions]
+            counts = [math.floor(part + _ROUNDING) for part in parts]
             owed = [
                 fraction * seen - already - count
                 for fraction, already, count in zip(fractions, given, counts, strict=True)
             ]
-            some_left = sorted((tier for tier in range(3) if fractions[tier]), key=lambda tier: -owed[tier])
-            for tier in some_left[: rows - sum(counts)]:
+            not_whole = [tier for tier in range(3) if parts[tier] - counts[tier] > _ROUNDING]
+            for tier in sorted(not_whole, key=lambda tier: -owed[tier])[: rows - sum(counts)]:
                 counts[tier] += 1
             given = [already + count for already, count in zip(given, counts, strict=True)]
             found[layer, batch] = Share(*counts)

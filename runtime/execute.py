@@ -233,9 +233,10 @@ class BlockRun:
             attended = attention.prefill(q, k, v, scale=scale, key_padding_mask=mask, slopes=slopes, window=window)
             del q, k, v
             if is_last:
-                ends.append(attended[:, :, -1:].contiguous())
+                ends.append(attended[:, :, -1:].clone(memory_format=torch.contiguous_format))  # a view keeps all of it
             else:
                 some.copy_(layers.finish_layer(some, attended, weights, shape))
+            del attended
         passes = place.layer * len(self._batches) + place.batch
         if hidden.device.type == "cpu" and (is_last or passes % TRIM_EVERY == 0):
             trim_heap()  # else what is freed in pieces adds up from layer to layer, and stays through decode

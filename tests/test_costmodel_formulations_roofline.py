@@ -546,7 +546,7 @@ def by_the_text(policy: Policy, hardware: Hardware, model: ModelSpec, workload: 
             "pieces": min(2**21, h * max(query, model.ffn_size)) * 5 / 4,
         }
         if engine.expanded == "pieces":  # up to 64 rows are multiplied by 4-bit weights as they lie
-            multiplied = {g, at_once(s) * s, g % at_once(s) * s} - {0}
+            multiplied = [g, *[at_once(s) * s] * ((s > 1) + (s > 1 and at_once(s) < g))]
             compiled = [rows for rows in multiplied if rows > 64 or not policy.compress_weights]
             held["gpu"] += (1 + 2 * len(compiled) + 2.5 * sum(vars(c_used).values())) * 2**20
             expanded["pieces"] *= at_once(tokens) * tokens > 64

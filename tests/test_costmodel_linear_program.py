@@ -427,7 +427,9 @@ def test_the_optimum_is_the_estimate_of_its_policy(name: str, rng: random.Random
     assert block_s(relaxed) <= cost.latency_s * (1 + 1e-6)  # which counts calls by what they are for
     settled = only(parts_of(relaxed.splits()))
     solution = solve(problem.question(switches, shape, 1000, settled))
-    assert solution is not None
+    if solution is None:
+        assert not relaxed.fits
+        return
     assert block_s(relaxed) <= block_s(solution) * (1 + 1e-6)
     cost = cost_of(problem, problem.policy(switches, shape, solution.splits()))
     assert cost.feasible

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import OPTConfig, OPTForCausalLM
 
 from costmodel.policy import Policy, Split
-from runtime import quantization
+from runtime import execute, quantization
 from runtime.cache_format import CacheFormat
 from runtime.cache_shape import CacheShape, shares
 from runtime.execute import BlockRun
@@ -56,6 +56,30 @@ def test_any_policy_gives_the_logits_of_transformers(
 ) -> None:
     expected_logits, expected_tokens = theirs(reference(layout), prompts, gen_len)
     logits, tokens, _ = ours(kept(layout, models), policy, models, prompts, gen_len)
+    torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
+    assert tokens.tolist() == expected_tokens.tolist()
+
+
+@pytest.mark.parametrize("layout", ["pre-norm", "opt-350m"])
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_prompts_of_a_batch_that_are_computed_in_pieces_stay_in_order(
+    layout: str, at_once: int, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefill of three padded prompts, one or two at a time; nothing but their ends waits for the last layer."""
+    prompts, gen_len = [[5, 9, 11, 40, 77, 3, 8], [9, 17, 2], [4, 8, 15, 16, 23]], 3
+    monkeypatch.setitem(execute.PREFILL_ROWS, "cpu", at_once * len(prompts[0]))
+    joined: list[list[torch.Tensor]] = []
+    cat = torch.cat
+    monkeypatch.setattr(
+        execute.torch, "cat", lambda some, *rest, **how: (joined.append(some), cat(some, *rest, **how))[1]
+    )
+    here = Split(gpu=1.0, cpu=0.0, disk=0.0)
+    policy = Policy(weights=here, cache=here, activations=here, gpu_batch_size=3, num_gpu_batches=1)
+    logits, tokens, _ = ours(kept(layout, models), policy, models, prompts, gen_len)
+    ends = [some for some in joined if all(one.dim() == 4 and one.shape[2] == 1 for one in some)]
+    assert -(-3 // at_once) in map(len, ends)
+    assert all(one.untyped_storage().nbytes() == one.nbytes for some in ends for one in some)
+    expected_logits, expected_tokens = theirs(reference(layout), prompts, gen_len)
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)
     assert tokens.tolist() == expected_tokens.tolist()
 
@@ -174,6 +198,7 @@ def test_bfloat16_stays_near_float32(layout: str, models: Path) -> None:
     kv_heads=st.integers(1, 5),
     sizes=st.lists(st.integers(1, 7), min_size=1, max_size=4),
 )
+@example(split=Split(gpu=0.36, cpu=0.5, disk=0.14), layers=3, kv_heads=1, sizes=[1, 2])  # half of two rows is whole
 def test_rows_of_the_cache_miss_the_split_by_less_than_one(
     split: Split, layers: int, kv_heads: int, sizes: list[int]
 ) -> None:

@@ -28,10 +28,10 @@ def policy(size: int, batches: int, on_gpu: float = 1.0) -> Policy:
 
 @settings(max_examples=40)
 @given(
-    size=st.integers(1, 12),
+    size=st.integers(1, 17),
     batches=st.integers(1, 6),
     num_prompts=st.integers(1, 80) | st.none(),
-    prompt_len=st.sampled_from([16, 300, 1500]),
+    prompt_len=st.sampled_from([16, 128, 200, 300, 1500]),
     mib=st.sampled_from([300, 400, 600, 1200]),
     on_gpu=st.sampled_from([1.0, 0.6, 0.0]),
 )

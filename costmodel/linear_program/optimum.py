@@ -107,7 +107,7 @@ def solve_lexicographic(question: Question) -> Solution | None:
 
 
 def parts_in_part(question: Question, solution: Solution) -> list[Part]:
-    """The parts that are not settled and of which an optimum has some but not all: their calls are not all counted."""
+    """The parts that are not settled and of which an optimum has some but not all: they are not counted in full."""
     least, most = solution.prompts * CALL_TOLERANCE, solution.prompts * (1 - CALL_TOLERANCE)
     held = dict(zip(PARTS, solution.amounts[BLOCKS - len(PARTS) : BLOCKS], strict=True))
     return [part for part, amount in held.items() if part not in question.case.used and least < amount < most]

@@ -187,7 +187,7 @@ class _Search:
     def part_to_settle(self, node: _Node) -> Part | None:
         """The part that the node's optimum counts too low by most, where that matters to the proof.
 
-        Or to whether a single shape fits, or is within a limit of latency.
+        Or to whether a single shape fits, for which one of the cache is taken, or is within a limit of latency.
         """
         question, optimum = self.problem.question(node.switches, node.shape, self.segments, node.decided), node.solution
         parts = parts_in_part(question, optimum)
@@ -195,7 +195,8 @@ class _Search:
         tolerance = FIT_TOLERANCE if limited else self.gap * UNCOUNTED_SHARE
         if not parts or (optimum.fits and uncounted_s(question, optimum, parts) <= optimum.seconds * tolerance):
             return None
-        return max(parts, key=lambda part: uncounted_s(question, optimum, [part]))
+        kept = [part for part in parts if part[0] == "cache" and not optimum.fits]
+        return max(kept or parts, key=lambda part: uncounted_s(question, optimum, [part]))
 
     def nearby(self, node: _Node) -> Iterator[Shape]:
         """Single shapes close to the node's relaxed optimum."""

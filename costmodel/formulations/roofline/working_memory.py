@@ -17,13 +17,14 @@ QUERY_BLOCK, SCORES_AT_ONCE = 128, 2**21
 
 HEAP_HOLES = 0.35
 """What such an engine's heap holds in prefill beyond what is in use, by that: freed memory that nothing asked for again
-fits. OPT-125M and 350M took 3 to 14 MiB more than the 5 to 16 that they worked in."""
+fits. OPT-125M and 350M took 1 to 14 MiB more than the up to 16 that they worked in: with this share, and what is
+counted for kernels, peaks are as far above the plan as below it."""
 
 KERNELS_BYTES, KERNELS_ROWS_BYTES, KERNELS_PART_BYTES = 2**20, 2 * 2**20, 5 * 2**19
-"""Compiled kernels that such an engine keeps, 0.4 MiB for every shape of a 16-bit product: of the head and of prefill's
-attention; of the layers for every number of rows (of a whole batch, of what prefill computes at a time and of its rest;
-more of them where matrices are cut); of attention to each part of the cache. Of 98 runs of OPT-125M and 350M with 5 to
-33 shapes, a process each, the peaks of 110 to 485 MiB were between 3.3 % below and 4.3 % above what is planned."""
+"""Compiled kernels that such an engine keeps, 0.3 to 0.4 MiB for every shape of a 16-bit product: of the head and of
+prefill's attention; of the layers for every number of rows (of a whole batch, of what prefill computes at a time and of
+its rest; more of them where matrices are cut); of attention to each part of the cache. Of 98 runs of OPT-125M and 350M
+with 5 to 33 shapes, a process each, the peaks of 110 to 485 MiB were between 3.1 % below and 4.3 % above what is planned."""
 
 
 def largest_load_bytes(case: Case) -> float:
@@ -117,18 +118,14 @@ def kernels_bytes(case: Case, amounts: Amounts[Any]) -> Linear:
 
 
 def _numbers_of_rows(case: Case) -> int:
-    """How many numbers of rows the layers multiply by 16-bit weights in a run; over a range of batch sizes, at least.
+    """How many numbers of rows the layers multiply by 16-bit weights in a run; never fewer for a larger batch.
 
-    Of prefill, what is computed at a time and what that leaves of a batch; of decode and of prefill's end, a row a
-    prompt. Few rows are multiplied by 4-bit weights as they lie.
+    Of decode and of prefill's end, a row a prompt; of prefill, what is computed at a time, and where that is less than
+    a batch, what it leaves of it. Few rows are multiplied by 4-bit weights as they lie.
     """
-    tokens, least, most = case.workload.prompt_len, case.shape.gpu_batch_low, case.shape.gpu_batch_high
-    some = at_once(case, tokens, least)
-    rows = {some * tokens}
-    if least == most:
-        rows |= {least, least % some * tokens} - {0}
-    elif not least <= at_once(case, tokens, most) * tokens <= most:  # else the two may be the same number
-        rows.add(least)
+    tokens, batch = case.workload.prompt_len, case.shape.gpu_batch_low
+    some = at_once(case, tokens, batch)
+    rows = [batch] if tokens == 1 else [batch, some * tokens] + [some * tokens] * (some < batch)
     return sum(not _is_fused(case, number) for number in rows)
 
 
