@@ -24,7 +24,7 @@ KERNELS_BYTES, KERNELS_ROWS_BYTES, KERNELS_PART_BYTES = 2**20, 2 * 2**20, 5 * 2*
 """Compiled kernels that such an engine keeps, 0.3 to 0.4 MiB for every shape of a 16-bit product: of the head and of
 prefill's attention; of the layers for every number of rows (of a whole batch, of what prefill computes at a time and of
 its rest; more of them where matrices are cut); of attention to each part of the cache. Of 98 runs of OPT-125M and 350M
-with 5 to 33 shapes, a process each, the peaks of 110 to 485 MiB were between 3.1 % below and 4.3 % above what is planned."""
+with 5 to 33 shapes, a process each, peaks of 110 to 485 MiB were between 3.1 % below and 4.3 % above the plan."""
 
 
 def largest_load_bytes(case: Case) -> float:
