@@ -339,25 +339,23 @@ def best_policy_of_shape(problem: Problem, switches: Switches, shape: Shape) -> 
 
     # Nine indicators of the parts in use follow the nine fractions. What a part in use adds, however little it holds,
     # is missing where it alone is not in use and holds nothing.
-    fewer = [dataclasses.replace(case, used=case.used - {part}) for part in parts]
-    stages, without = staged(case), [staged(one) for one in fewer]
-    peaks, peaks_without = formulation.peaks(case, amounts), [formulation.peaks(one, amounts) for one in fewer]
+    cases = [case, *(dataclasses.replace(case, used=case.used - {part}) for part in parts)]
+    stages_of, peaks_of = [staged(one) for one in cases], [formulation.peaks(one, amounts) for one in cases]
 
-    def affine(full: Any, values_without: list[Any]) -> np.ndarray:
+    def affine(*values_of_cases: Any) -> np.ndarray:
         """Nine slopes to fractions, nine to indicators, and the constant with nothing in use."""
-        full, *less = (np.zeros(10) + values for values in (full, *values_without))
+        full, *less = (np.zeros(10) + values for values in values_of_cases)
         added = [full[0] - values[0] for values in less]
         return np.concatenate([full[1:] - full[0], added, [full[0] - sum(added)]])
 
     def seconds(number: int, track: int, which: int) -> np.ndarray:
         """The same of a stage's track."""
-        everywhere = [values_of(found[number][0])[track][which] for found in (stages, *without)]
-        return affine(everywhere[0], everywhere[1:])
+        return affine(*(values_of(found[number][0])[track][which] for found in stages_of))
 
     rows: list[tuple[np.ndarray, dict[int, float]]] = []  # affine(x) + sum of extra variables <= 0
     cost, constant, extra_cost = np.zeros(18), 0.0, []
     batches = shape.batches_low
-    for number, (stage, passes) in enumerate(stages):
+    for number, (stage, passes) in enumerate(stages_of[0]):
         tracks = range(len(stage.tracks))
         works, waits, loads = ([seconds(number, track, which) for track in tracks] for which in range(3))
         first, later = 18 + len(extra_cost), 19 + len(extra_cost)
@@ -371,8 +369,8 @@ def best_policy_of_shape(problem: Problem, switches: Switches, shape: Shape) -> 
         cost, constant = cost + always[:18] * passes, constant + always[18] * passes
     width = 18 + len(extra_cost)
     objective = np.concatenate([cost, extra_cost])
-    for peak, *less in zip(peaks, *peaks_without, strict=True):
-        limit, size = problem.limits[peak.tier], affine(peak.bytes, [one.bytes for one in less])
+    for peaks in zip(*peaks_of, strict=True):
+        limit, size = problem.limits[peaks[0].tier], affine(*(peak.bytes for peak in peaks))
         unit = max(limit, float(np.max(np.abs(size))))
         size[18] -= limit
         rows.append((size / unit, {}))

@@ -167,7 +167,6 @@ def evaluate(
     (prefill_s, prefill_busy_s), (decode_s, decode_busy_s) = seconds["prefill"], seconds["decode"]
     peaks = formulation.peaks(case, amounts_of(policy))
     limits = limits_of(case.hardware, formulation, usable_fraction)
-    peak_bytes = {tier: max(float(p.bytes) for p in peaks if p.tier == tier) for tier in TIERS}
     violations = tuple(overfull(peaks, limits))
     latency_s, prompts = prefill_s + decode_s, case.workload.num_prompts
     blocks = None if prompts is None else math.ceil(prompts / policy.block_size)
@@ -181,7 +180,7 @@ def evaluate(
         decode_throughput_tok_per_s=policy.block_size * (case.workload.gen_len - 1) / decode_s if decode_s else None,
         blocks=blocks,
         job_s=job_s,
-        peak_bytes=peak_bytes,
+        peak_bytes=fullest(peaks),
         limit_bytes=limits,
         bytes_moved=_bytes_moved(formulation, case, policy, contexts),
         busy_s={"prefill": prefill_busy_s, "decode": decode_busy_s},
@@ -191,10 +190,14 @@ def evaluate(
     )
 
 
+def fullest(peaks: list[Peak]) -> dict[str, float]:
+    """Bytes of every tier at its fullest moment."""
+    return {tier: max(float(peak.bytes) for peak in peaks if peak.tier == tier) for tier in TIERS}
+
+
 def overfull(peaks: list[Peak], limits: Mapping[str, float]) -> dict[str, float]:
     """Bytes beyond the limit on every tier where they are more than the tolerance (a millionth and a byte)."""
-    fullest = {tier: max(float(peak.bytes) for peak in peaks if peak.tier == tier) for tier in TIERS}
-    excess = {tier: fullest[tier] - limits[tier] for tier in TIERS}
+    excess = {tier: size - limits[tier] for tier, size in fullest(peaks).items()}
     return {tier: over for tier, over in excess.items() if over > limits[tier] * FIT_TOLERANCE + 1}
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from costmodel.estimate import overfull
+from costmodel.estimate import fullest, overfull
 from costmodel.formulations.base import PARTS, Part, amounts_at, parts_of
 from costmodel.linear_program.coefficients import Program, build, resident_bytes, with_row
 from costmodel.linear_program.highs import Answer, run
@@ -123,7 +123,7 @@ def uncounted_s(question: Question, solution: Solution, parts: Iterable[Part]) -
     full = replace(question, case=replace(question.case, used=question.case.used | frozenset(parts)))
     seconds = full.seconds(amounts) - question.seconds(amounts)
     if not question.case.shape.is_single:
-        least, most = (one.fullest(amounts) for one in (question, full))
+        least, most = (fullest(one.formulation.peaks(one.case, amounts)) for one in (question, full))
         for tier, price in solution.prices_s_per_byte.items():
             seconds += price * (most[tier] - least[tier]) / amounts.blocks
     return seconds

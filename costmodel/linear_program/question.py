@@ -68,11 +68,6 @@ class Question:
         weights, cache, activations = (PerTier(*map(float, values[3 * i : 3 * i + 3])) for i in range(3))
         return Amounts(weights, cache, activations, prompts=self.prompts, blocks=float(values[BLOCKS]))
 
-    def fullest(self, amounts: Amounts[float]) -> dict[str, float]:
-        """Bytes (times blocks) that each tier holds of these amounts at its fullest moment."""
-        peaks = self.formulation.peaks(self.case, amounts)
-        return {tier: max(float(peak.bytes) for peak in peaks if peak.tier == tier) for tier in TIERS}
-
     def seconds(self, amounts: Amounts[float]) -> float:
         """Seconds of these amounts over all stages."""
         return sum(float(stage.total()) * passes for _, stage, passes in self.timed_stages(amounts))

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from costmodel.estimate import FIT_TOLERANCE, block_seconds, case_of
+from costmodel.estimate import FIT_TOLERANCE, block_seconds, case_of, fullest
 from costmodel.formulations.base import PARTS, Amounts, Case, Formulation, Part, PerTier, Shape, Switches, parts_of
 from costmodel.hardware import Hardware
 from costmodel.linear_program import FixedSplits, Question
@@ -69,7 +69,7 @@ class Problem:
         nothing = PerTier(0.0, 0.0, 0.0)
         cache = replace(nothing, **{tier: 1.0})
         peaks = self.formulation.peaks(case, Amounts(nothing, cache, nothing, prompts=0.0, blocks=0.0))
-        return max(float(peak.bytes) for peak in peaks if peak.tier == tier)
+        return fullest(peaks)[tier]
 
     def shapes(self) -> Shape:
         """The whole range of batch shapes; a batch never holds more prompts than the job."""
